@@ -1,0 +1,11 @@
+"""edgeslm: small int8 models on edge boards, over MQTT, within a power budget.
+
+The package is layered; imports point downward only (checked from setup.cfg)::
+
+    cli -> sim -> agent | forge -> runtime | power | models | link -> topics, codec -> schema -> errors
+
+``agent`` runs on the board, ``cli`` is what a person types, ``sim`` holds simulated surroundings for demo
+and tests, ``forge`` makes models on a build machine and is never imported by the agent.
+"""
+
+__version__ = "0.1.0"

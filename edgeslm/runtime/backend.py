@@ -1,0 +1,127 @@
+"""Which TFLite runtime is here, and opening a graph with it.
+
+Two packages offer the same ``Interpreter`` class: ``ai-edge-litert`` (kept up, any Python we support) and
+``tflite-runtime`` 2.14 (what older boards have; wheels end at Python 3.11, built against numpy 1). The second
+loads no composites and computes zeros for per-channel int8 layers, so a graph is only ever opened by a runtime
+that its package trusts, and is proved before it is served (:mod:`edgeslm.runtime.model`).
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.metadata
+import importlib.util
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from edgeslm.errors import ModelLoadError, RuntimeMissingError
+from edgeslm.schema.config import RuntimeChoice
+from edgeslm.schema.package import RuntimeKind
+
+_MODULES: dict[str, tuple[RuntimeKind, str]] = {
+    "ai-edge-litert": ("litert", "ai_edge_litert.interpreter"),
+    "tflite-runtime": ("tflite-runtime", "tflite_runtime.interpreter"),
+}
+
+TFLITE_MAGIC = b"TFL3"
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """An importable TFLite runtime.
+
+    Attributes:
+        kind: what package manifests call it.
+        package: name of its distribution.
+        version: version of its distribution.
+        module: module that holds ``Interpreter``.
+    """
+
+    kind: RuntimeKind
+    package: str
+    version: str
+    module: str
+
+    def __str__(self) -> str:
+        return f"{self.package} {self.version}"
+
+
+def installed_runtimes() -> list[Runtime]:
+    """The runtimes installed here, preferred first. Nothing is imported."""
+    found = []
+    for package, (kind, module) in _MODULES.items():
+        if importlib.util.find_spec(module.partition(".")[0]) is None:
+            continue
+        try:
+            version = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            version = "unknown"
+        found.append(Runtime(kind, package, version, module))
+    return found
+
+
+def choose_runtime(choice: RuntimeChoice = "auto") -> Runtime:
+    """The runtime to use: `choice`, else ``EDGESLM_RUNTIME``, else the first that is installed.
+
+    Raises:
+        RuntimeMissingError: it is not installed.
+    """
+    wanted = choice if choice != "auto" else os.environ.get("EDGESLM_RUNTIME", "auto")
+    runtimes = installed_runtimes()
+    for runtime in runtimes:
+        if wanted in {"auto", runtime.package}:
+            return runtime
+    have = ", ".join(map(str, runtimes)) or "none"
+    raise RuntimeMissingError(
+        f"TFLite runtime '{wanted}' is not installed (installed: {have})",
+        hint="Install it with: pip install ai-edge-litert",
+    )
+
+
+@contextmanager
+def _native_output_hidden() -> Iterator[None]:
+    """Keep the runtime's C++ start-up notes off the terminal: they go to file descriptor 2 directly."""
+    if os.environ.get("EDGESLM_NATIVE_LOG"):
+        yield
+        return
+    saved = os.dup(2)
+    sink = os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(sink, 2)
+        yield
+    finally:
+        os.dup2(saved, 2)
+        os.close(saved)
+        os.close(sink)
+
+
+def open_interpreter(path: Path, runtime: Runtime, threads: int) -> Any:
+    """An ``Interpreter`` over the graph at `path`, memory-mapped, with `threads` worker threads.
+
+    Raises:
+        ModelLoadError: unreadable, no TFLite flatbuffer, or the runtime refuses it.
+        RuntimeMissingError: the runtime is installed but cannot be imported.
+    """
+    try:
+        with path.open("rb") as file:
+            head = file.read(8)
+    except OSError as error:
+        raise ModelLoadError(f"cannot read graph: {error.strerror}", path=str(path)) from error
+    if head[4:8] != TFLITE_MAGIC:
+        raise ModelLoadError(f"{path.name} is no TFLite flatbuffer", path=str(path))
+    try:
+        module = importlib.import_module(runtime.module)
+    except ImportError as error:
+        raise RuntimeMissingError(
+            f"{runtime} cannot be imported: {error}",
+            hint="tflite-runtime 2.14 needs Python 3.11 and numpy<2" if runtime.kind == "tflite-runtime" else None,
+        ) from error
+    try:
+        with _native_output_hidden():
+            return module.Interpreter(model_path=str(path), num_threads=threads)
+    except (ValueError, RuntimeError) as error:
+        raise ModelLoadError(f"{runtime} refuses {path.name}: {str(error)[:300]}", path=str(path)) from error

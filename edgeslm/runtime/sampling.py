@@ -1,0 +1,67 @@
+"""Choosing the next token from logits: greedy, or temperature with top-k and top-p (nucleus) filtering."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from edgeslm.errors import InferenceError
+from edgeslm.runtime.engine import Logits
+
+
+@dataclass(frozen=True)
+class SamplingSettings:
+    """How to choose.
+
+    Attributes:
+        temperature: 0 is greedy.
+        top_k: keep the k likeliest; 0 keeps all.
+        top_p: keep the likeliest up to this cumulative probability.
+        seed: makes the choice repeatable; ``None`` draws one.
+    """
+
+    temperature: float = 0.0
+    top_k: int = 0
+    top_p: float = 1.0
+    seed: int | None = None
+
+
+class TokenSampler:
+    """Chooses tokens one after the other; the same seed and logits give the same choices."""
+
+    def __init__(self, settings: SamplingSettings) -> None:
+        self._settings = settings
+        self._random = np.random.default_rng(settings.seed) if settings.temperature > 0 else None
+
+    def choose(self, logits: Logits) -> int:
+        """The next token id.
+
+        Args:
+            logits: (vocab,) float32.
+
+        Raises:
+            InferenceError: the logits hold no finite maximum, so the graph computed rubbish.
+        """
+        best = int(logits.argmax())
+        if not np.isfinite(logits[best]):
+            raise InferenceError("the graph computed logits that are not finite")
+        if self._random is None:
+            return best
+        return self._draw(logits, self._random)
+
+    def _draw(self, logits: Logits, random: np.random.Generator) -> int:
+        scores = logits.astype(np.float64) / self._settings.temperature
+        ids = np.arange(scores.size)
+        if 0 < self._settings.top_k < scores.size:
+            ids = np.argpartition(scores, -self._settings.top_k)[-self._settings.top_k :]
+            scores = scores[ids]
+        order = np.argsort(-scores, kind="stable")
+        ids, scores = ids[order], scores[order]
+        weights = np.exp(scores - scores[0])
+        weights /= weights.sum()
+        if self._settings.top_p < 1.0:
+            # The token that crosses the threshold stays in: there is always at least one.
+            kept = int(np.searchsorted(np.cumsum(weights), self._settings.top_p)) + 1
+            ids, weights = ids[:kept], weights[:kept] / weights[:kept].sum()
+        return int(ids[random.choice(ids.size, p=weights)])

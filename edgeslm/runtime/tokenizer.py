@@ -1,0 +1,84 @@
+"""Text <-> token ids, and turning a growing sequence of ids into a growing text.
+
+Byte-level vocabularies split characters over tokens, and some decoders join across tokens, so text can't be
+decoded token by token: :class:`TextStream` gives out only what later tokens can't change.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from edgeslm.errors import ModelLoadError
+
+_REPLACEMENT = "\ufffd"
+_WINDOW_TOKENS = 8
+"""Tokens decoded together with new ones, so that decoders see what stands before."""
+
+
+class Tokenizer:
+    """A tokenizer file of the `tokenizers` library."""
+
+    def __init__(self, path: Path) -> None:
+        """Load it.
+
+        Raises:
+            ModelLoadError: unreadable or not of that form.
+        """
+        from tokenizers import Tokenizer as HfTokenizer  # noqa: PLC0415 - a `tensor` model does without it
+
+        try:
+            self._tokenizer: Any = HfTokenizer.from_file(str(path))
+        except Exception as error:  # the library raises bare Exception
+            raise ModelLoadError(f"{path.name} is no tokenizer: {str(error)[:200]}", path=str(path)) from error
+        self._tokenizer.no_padding()
+        self._tokenizer.no_truncation()
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of token ids, added tokens included."""
+        return int(self._tokenizer.get_vocab_size(with_added_tokens=True))
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids of `text`; special tokens that the text spells out become themselves."""
+        ids: list[int] = self._tokenizer.encode(text, add_special_tokens=False).ids
+        return ids
+
+    def decode(self, ids: list[int]) -> str:
+        """Text of `ids`, special tokens left out."""
+        text: str = self._tokenizer.decode(ids, skip_special_tokens=True)
+        return text
+
+    def special_tokens(self) -> frozenset[str]:
+        """Texts that encode to a special token: a prompt from outside must not contain them."""
+        added = self._tokenizer.get_added_tokens_decoder().values()
+        return frozenset(token.content for token in added if token.special)
+
+
+class TextStream:
+    """Decodes ids as they come."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._tokenizer = tokenizer
+        self._ids: list[int] = []
+        self._from = 0
+        self._settled = 0
+
+    def push(self, token: int) -> str:
+        """The text that `token` settles; empty while a character is incomplete."""
+        self._ids.append(token)
+        return self._advance(final=False)
+
+    def finish(self) -> str:
+        """The rest, incomplete characters included as U+FFFD."""
+        return self._advance(final=True)
+
+    def _advance(self, *, final: bool) -> str:
+        before = self._tokenizer.decode(self._ids[self._from : self._settled])
+        now = self._tokenizer.decode(self._ids[self._from :])
+        incomplete = now.endswith(_REPLACEMENT) and len(self._ids) - self._settled < _WINDOW_TOKENS
+        if (incomplete and not final) or len(now) < len(before):
+            return ""
+        self._settled = len(self._ids)
+        self._from = max(self._from, self._settled - _WINDOW_TOKENS)
+        return now[len(before) :]

@@ -1,0 +1,94 @@
+"""The agent's configuration file (``agent.yaml``)."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, StringConstraints, field_validator, model_validator
+
+from edgeslm.schema.base import FileModel, Identifier
+from edgeslm.schema.message import MAX_BODY_BYTES
+
+RuntimeChoice = Literal["auto", "ai-edge-litert", "tflite-runtime"]
+
+_MODEL_REFERENCE = re.compile(r"^(builtin:[a-z0-9-]{1,64}|[^\x00]{1,4096})$")
+
+
+class BrokerConfig(FileModel):
+    """How the broker is reached. The password is read from a file, never written here.
+
+    Attributes:
+        keepalive_s: seconds after which a silent connection counts as lost.
+        session_expiry_s: seconds for which the broker keeps messages for an absent device.
+        ca_file: certificate authority; its presence switches TLS on.
+    """
+
+    host: Annotated[str, StringConstraints(min_length=1, max_length=255)] = "127.0.0.1"
+    port: Annotated[int, Field(ge=1, le=65535)] = 1883
+    protocol: Literal["5", "3.1.1"] = "5"
+    keepalive_s: Annotated[int, Field(ge=5, le=3600)] = 30
+    session_expiry_s: Annotated[int, Field(ge=0, le=30 * 86400)] = 86_400
+    username: Annotated[str, StringConstraints(max_length=255)] | None = None
+    password_file: Path | None = None
+    ca_file: Path | None = None
+    cert_file: Path | None = None
+    key_file: Path | None = None
+
+    @model_validator(mode="after")
+    def _whole_identity(self) -> Self:
+        if (self.cert_file is None) != (self.key_file is None):
+            raise ValueError("cert_file and key_file go together")
+        if self.password_file is not None and self.username is None:
+            raise ValueError("password_file needs a username")
+        if self.cert_file is not None and self.ca_file is None:
+            raise ValueError("a client certificate needs ca_file as well")
+        return self
+
+
+class LimitsConfig(FileModel):
+    """What the agent accepts.
+
+    Attributes:
+        max_queue: prompts waiting at once; beyond it a prompt is answered `busy`.
+        max_body_bytes: largest message body that is looked at.
+        answered_window_s: seconds for which an answered id is remembered and answered from store.
+        max_outbox: answers kept for a broker that is away; the oldest answered ids are pruned, never these.
+    """
+
+    max_queue: Annotated[int, Field(ge=1, le=100_000)] = 256
+    max_body_bytes: Annotated[int, Field(ge=1024, le=16 * 2**20)] = MAX_BODY_BYTES
+    answered_window_s: Annotated[int, Field(ge=60, le=30 * 86400)] = 86_400
+    max_outbox: Annotated[int, Field(ge=16, le=1_000_000)] = 10_000
+
+
+class AgentConfig(FileModel):
+    """Everything that one agent needs to know.
+
+    Attributes:
+        models: packages to serve; the first is the default. ``builtin:NAME`` is one that ships with edgeslm,
+            everything else is a path to a ``.slm`` file, relative to this file.
+        threads: inference threads; ``None`` takes the board's recommendation.
+    """
+
+    fleet: Identifier = "home"
+    device: Identifier
+    board: Identifier | None = None
+    broker: BrokerConfig = BrokerConfig()
+    models: Annotated[tuple[str, ...], Field(min_length=1, max_length=16)] = ("builtin:home-command",)
+    state_dir: Path = Path("/var/lib/edgeslm")
+    threads: Annotated[int, Field(ge=1, le=64)] | None = None
+    runtime: RuntimeChoice = "auto"
+    pool: bool = True
+    limits: LimitsConfig = LimitsConfig()
+
+    @field_validator("models")
+    @classmethod
+    def _well_formed(cls, models: tuple[str, ...]) -> tuple[str, ...]:
+        for reference in models:
+            if not _MODEL_REFERENCE.match(reference):
+                raise ValueError(f"'{reference[:80]}' is neither builtin:NAME nor a path")
+        if len(set(models)) != len(models):
+            raise ValueError("a model is named twice")
+        return models

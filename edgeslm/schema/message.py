@@ -1,0 +1,213 @@
+"""Messages on the wire (design: topic tree and delivery), bounded so that hostile input stays small.
+
+What is a request's fault is found here; what depends on the model (prompt length, schema support) is found where
+the model is known.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import Field, StringConstraints, model_validator
+
+from edgeslm.errors import WireCode
+from edgeslm.schema.base import Identifier, RequestId, WireModel
+
+MAX_PROMPT_CHARS = 32_768
+MAX_BODY_BYTES = 262_144
+"""Largest message body that is parsed at all."""
+
+Priority = Literal["high", "normal", "low"]
+Task = Literal["generate", "classify", "embed", "tensor"]
+FinishReason = Literal["stop", "length", "schema", "deadline", "cancelled", "budget"]
+MeterClass = Literal["measured", "calibrated", "estimated"]
+DeviceState = Literal["online", "offline", "sleeping"]
+
+
+class Options(WireModel):
+    """How a prompt is to be answered.
+
+    Attributes:
+        max_tokens: most tokens of the answer; ``None`` leaves it to the model's own limit.
+        temperature: 0 is greedy.
+        top_k: keep the k likeliest tokens; 0 keeps all.
+        top_p: keep the likeliest tokens up to this cumulative probability.
+        seed: makes sampling repeatable.
+        stop: strings that end the answer; they are not part of it.
+        stream: publish deltas while the answer grows.
+        deadline_ms: milliseconds from acceptance, queue time included, after which an answer is worthless.
+        priority: who goes first.
+    """
+
+    max_tokens: Annotated[int, Field(ge=1, le=8192)] | None = None
+    temperature: Annotated[float, Field(ge=0.0, le=10.0)] = 0.0
+    top_k: Annotated[int, Field(ge=0, le=1_000_000)] = 0
+    top_p: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
+    seed: Annotated[int, Field(ge=0, lt=2**63)] | None = None
+    stop: Annotated[
+        tuple[Annotated[str, StringConstraints(min_length=1, max_length=128)], ...], Field(max_length=16, strict=False)
+    ] = ()
+    stream: bool = False
+    deadline_ms: Annotated[int, Field(ge=1, le=86_400_000)] | None = None
+    priority: Priority = "normal"
+
+
+UNSUPPORTED_OPTIONS = ("json_schema", "regex", "choices", "session")
+"""Options of the wire that this release refuses by name: ignoring them would change what an answer means."""
+
+
+class PromptRequest(WireModel):
+    """One prompt.
+
+    Options stand beside the prompt or under ``options``; both forms are the same message.
+    """
+
+    v: Literal[1] = 1
+    id: RequestId
+    task: Task = "generate"
+    model: Identifier | None = None
+    prompt: Annotated[str, StringConstraints(min_length=1, max_length=MAX_PROMPT_CHARS)]
+    options: Options = Options()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _lift_options(cls, data: Any) -> Any:
+        if not isinstance(data, dict):
+            return data
+        nested = data.get("options", {})
+        if not isinstance(nested, dict):
+            return data
+        for name in UNSUPPORTED_OPTIONS:
+            if data.get(name) is not None or nested.get(name) is not None:
+                raise ValueError(f"option '{name}' is not supported by this agent")
+        known = Options.model_fields.keys()
+        flat = {name: data[name] for name in known if name in data}
+        clash = sorted(flat.keys() & nested.keys())
+        if clash:
+            raise ValueError(f"option given twice: {', '.join(clash)}")
+        unknown = sorted(str(name)[:64] for name in nested.keys() - known)
+        if unknown:
+            # Unlike an unknown field, an unknown option would silently change what the requester asked for.
+            raise ValueError(f"unknown option: {', '.join(unknown[:5])}")
+        return {**data, "options": {**nested, **flat}}
+
+
+class CancelRequest(WireModel):
+    """Take a prompt back."""
+
+    v: Literal[1] = 1
+    id: RequestId
+
+
+class Receipt(WireModel):
+    """What one prompt cost.
+
+    Attributes:
+        prompt_tokens: tokens of the prompt after the template.
+        completion_tokens: tokens generated, the stop token included.
+        cached_tokens: prompt tokens taken from a cache instead of being computed.
+        queue_ms: acceptance to start of computation.
+        ttft_ms: acceptance to first token.
+        total_ms: acceptance to last token.
+        prefill_tps: prompt tokens a second, or ``None`` where nothing was computed.
+        decode_tps: generated tokens a second, or ``None`` for fewer than two.
+        energy_j: energy of the whole board while the prompt ran.
+        energy_net_j: the same with the idle draw subtracted.
+        power_w: mean draw of the board while the prompt ran.
+        meter: how the energy is known.
+        model: name and version.
+        model_sha256: digest of the package.
+        runtime: which TFLite runtime computed it.
+    """
+
+    prompt_tokens: int
+    completion_tokens: int
+    cached_tokens: int = 0
+    queue_ms: float
+    ttft_ms: float | None
+    total_ms: float
+    prefill_tps: float | None
+    decode_tps: float | None
+    energy_j: float
+    energy_net_j: float
+    power_w: float
+    meter: MeterClass
+    model: str
+    model_sha256: str
+    runtime: str
+
+
+class ErrorBody(WireModel):
+    """Why there is no answer."""
+
+    code: WireCode
+    message: str
+    retry_after_s: float | None = None
+
+
+class Result(WireModel):
+    """The final answer to a prompt: an answer with its receipt, or an error.
+
+    Attributes:
+        text: the answer.
+        data: the answer parsed, where it is a JSON object (``json`` on the wire).
+    """
+
+    v: Literal[1] = 1
+    id: str
+    device: str
+    text: str | None = None
+    data: dict[str, Any] | None = Field(default=None, alias="json")
+    finish_reason: FinishReason | None = None
+    receipt: Receipt | None = None
+    error: ErrorBody | None = None
+
+    @model_validator(mode="after")
+    def _answer_or_error(self) -> Self:
+        if (self.error is None) == (self.receipt is None):
+            raise ValueError("a result carries either an error or an answer with its receipt")
+        return self
+
+
+class StreamDelta(WireModel):
+    """A piece of an answer, as it grows; at most once each, in order of ``seq``."""
+
+    v: Literal[1] = 1
+    id: str
+    seq: int
+    text: str
+
+
+class Availability(WireModel):
+    """Retained presence; ``offline`` is the will."""
+
+    v: Literal[1] = 1
+    state: DeviceState
+
+
+class ModelInfo(WireModel):
+    """One served model, as announced."""
+
+    name: str
+    version: str
+    sha256: str
+    task: Task
+    context_tokens: int
+    graph: str
+
+
+class Info(WireModel):
+    """Retained self-description of a device."""
+
+    v: Literal[1] = 1
+    device: str
+    agent: str
+    python: str
+    runtime: str
+    board: str
+    tasks: tuple[Task, ...] = Field(strict=False)
+    models: tuple[ModelInfo, ...] = Field(strict=False)
+    meter: MeterClass
+    max_queue: int
+    max_body_bytes: int
+    started_at: str

@@ -1,0 +1,150 @@
+"""The manifest of a model package (``manifest.json`` in a ``.slm``), and the lines of its ``golden.jsonl``.
+
+A manifest names every other member with size and sha256; what it does not name is not part of the package. Its
+bounds are what a hostile package is measured against before a byte of it is unpacked.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import Field, StringConstraints, model_validator
+
+from edgeslm.schema.base import FileModel, FileName, Identifier, SemanticVersion, Sha256
+from edgeslm.schema.message import Task
+
+FORMAT_VERSION = 1
+MANIFEST_NAME = "manifest.json"
+MAX_MANIFEST_BYTES = 1_048_576
+MAX_MEMBERS = 64
+MAX_PACKAGE_BYTES = 64 * 2**30
+
+RuntimeKind = Literal["litert", "tflite-runtime"]
+
+
+class Member(FileModel):
+    """One file of the package."""
+
+    sha256: Sha256
+    size_bytes: Annotated[int, Field(ge=0, le=MAX_PACKAGE_BYTES)]
+
+
+class GraphProof(FileModel):
+    """A golden vector: what the graph must compute before it is served.
+
+    Attributes:
+        tokens: prompt token ids.
+        greedy: ids that greedy decoding yields after them.
+        logit_ids: token ids at which the first step's logits are compared.
+        logits: their values.
+        atol: largest absolute difference of a logit that still counts as the same.
+    """
+
+    tokens: Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1, max_length=4096)]
+    greedy: Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1, max_length=256)]
+    logit_ids: Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1, max_length=64)]
+    logits: Annotated[tuple[float, ...], Field(min_length=1, max_length=64)]
+    atol: Annotated[float, Field(gt=0, le=10)]
+
+    @model_validator(mode="after")
+    def _paired(self) -> Self:
+        if len(self.logit_ids) != len(self.logits):
+            raise ValueError("logit_ids and logits differ in length")
+        return self
+
+
+class GraphSpec(FileModel):
+    """One TFLite graph and the runtimes that can be trusted with it, best first."""
+
+    file: FileName
+    runtimes: Annotated[tuple[RuntimeKind, ...], Field(min_length=1, max_length=2)]
+    quantization: Annotated[str, StringConstraints(max_length=128)]
+    proof: GraphProof
+
+
+class TokenizerSpec(FileModel):
+    """The tokenizer: for now the JSON form of the `tokenizers` library."""
+
+    kind: Literal["tokenizers-json"]
+    file: FileName
+
+
+class Requirements(FileModel):
+    """What a device must have."""
+
+    ram_mb: Annotated[int, Field(ge=0, le=1_048_576)]
+    cpu_features: Annotated[tuple[str, ...], Field(max_length=32)] = ()
+    agent: SemanticVersion
+
+
+class License(FileModel):
+    """Licence of a part, with its text as a member where it has to travel along."""
+
+    spdx: Annotated[str, StringConstraints(max_length=64)]
+    of: Annotated[str, StringConstraints(max_length=256)]
+    file: FileName | None = None
+
+
+class Manifest(FileModel):
+    """What a package is.
+
+    Attributes:
+        context_tokens: most tokens of prompt and answer together.
+        max_prompt_tokens: most tokens of the prompt, template included.
+        max_answer_tokens: default limit of an answer.
+        stop_tokens: ids that end an answer.
+        prompt_template: Jinja2 (sandboxed) over ``prompt``; the result is tokenized with special tokens.
+        json_answers: answers are JSON objects, so a result carries them parsed as well.
+        security_floor: a device that ran this version refuses any below it.
+        measured: figures by board class, as measured by whoever packed it.
+    """
+
+    format: Literal[1]
+    name: Identifier
+    version: SemanticVersion
+    task: Task
+    description: Annotated[str, StringConstraints(max_length=2000)]
+    graphs: Annotated[tuple[GraphSpec, ...], Field(min_length=1, max_length=8)]
+    tokenizer: TokenizerSpec | None = None
+    context_tokens: Annotated[int, Field(ge=1, le=1_048_576)]
+    max_prompt_tokens: Annotated[int, Field(ge=1, le=1_048_576)]
+    max_answer_tokens: Annotated[int, Field(ge=1, le=1_048_576)]
+    stop_tokens: Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(max_length=16)] = ()
+    prompt_template: Annotated[str, StringConstraints(max_length=16_384)] = "{{ prompt }}"
+    json_answers: bool = False
+    golden: FileName | None = None
+    requires: Requirements
+    licenses: Annotated[tuple[License, ...], Field(min_length=1, max_length=16)]
+    security_floor: SemanticVersion = "0.0.0"
+    measured: dict[Identifier, dict[str, float]] = Field(default_factory=dict, max_length=64)
+    files: dict[FileName, Member] = Field(min_length=1, max_length=MAX_MEMBERS)
+
+    @model_validator(mode="after")
+    def _names_only_its_files(self) -> Self:
+        named = [graph.file for graph in self.graphs]
+        named += [spec.file for spec in (self.tokenizer,) if spec is not None]
+        named += [name for name in (self.golden, *(item.file for item in self.licenses)) if name is not None]
+        missing = sorted(set(named) - self.files.keys())
+        if missing:
+            raise ValueError(f"files named but not listed: {', '.join(missing)}")
+        if MANIFEST_NAME in self.files:
+            raise ValueError(f"{MANIFEST_NAME} cannot list itself")
+        if self.task == "generate" and self.tokenizer is None:
+            raise ValueError("a package for task 'generate' needs a tokenizer")
+        if self.max_prompt_tokens >= self.context_tokens:
+            raise ValueError("max_prompt_tokens leaves no room for an answer in context_tokens")
+        return self
+
+
+class GoldenCase(FileModel):
+    """One line of ``golden.jsonl``: a prompt whose answer is known."""
+
+    prompt: Annotated[str, StringConstraints(min_length=1, max_length=4096)]
+    text: str | None = None
+    json_answer: dict[str, Any] | None = Field(default=None, alias="json")
+
+    @model_validator(mode="after")
+    def _one_expectation(self) -> Self:
+        if (self.text is None) == (self.json_answer is None):
+            raise ValueError("a golden case states either 'text' or 'json'")
+        return self
