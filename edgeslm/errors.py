@@ -70,7 +70,7 @@ class RequestError(EdgeslmError):
         retry_after_s: seconds after which trying again makes sense, or ``None``.
     """
 
-    code = "bad_request"
+    code: ClassVar[WireCode] = "bad_request"
 
     def __init__(self, message: str, *, retry_after_s: float | None = None, hint: str | None = None) -> None:
         super().__init__(message, hint=hint)
@@ -174,7 +174,27 @@ class PackageContentError(PackageError):
 
 
 class StoreError(EdgeslmError):
-    """The model store on the device cannot be read or written."""
+    """The model store on the device cannot be read or written.
+
+    Attributes:
+        path: the file or directory to blame.
+        needed_bytes: room that is needed, where room is what is lacking.
+        free_bytes: room that there is.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        path: str | None = None,
+        needed_bytes: int | None = None,
+        free_bytes: int | None = None,
+        hint: str | None = None,
+    ) -> None:
+        super().__init__(message, hint=hint)
+        self.path = path
+        self.needed_bytes = needed_bytes
+        self.free_bytes = free_bytes
 
 
 # --- runtime ---------------------------------------------------------------------------------------------------

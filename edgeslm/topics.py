@@ -110,6 +110,15 @@ def fleet_filter(fleet: str, channel: Literal["availability", "info"]) -> str:
     return f"{ROOT}/{_identifier('fleet', fleet)}/+/{channel}"
 
 
+def stream_filter(fleet: str, request_id: str) -> str:
+    """The filter that matches the stream of one request on whichever device of the fleet takes it.
+
+    Raises:
+        TopicError: a part is not a single valid level.
+    """
+    return f"{ROOT}/{_identifier('fleet', fleet)}/+/stream/{_request_level(request_id)}"
+
+
 def parse(topic: str) -> DeviceTopic | PoolTopic:
     """What `topic` addresses.
 

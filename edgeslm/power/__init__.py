@@ -1,0 +1,1 @@
+"""Power: what a board draws and what a prompt costs."""

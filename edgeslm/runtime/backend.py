@@ -83,8 +83,11 @@ def choose_runtime(choice: RuntimeChoice = "auto") -> Runtime:
 
 
 @contextmanager
-def _native_output_hidden() -> Iterator[None]:
-    """Keep the runtime's C++ start-up notes off the terminal: they go to file descriptor 2 directly."""
+def native_output_hidden() -> Iterator[None]:
+    """Keep the runtime's C++ start-up notes off the terminal: they go to file descriptor 2 directly.
+
+    For loading only: the descriptor belongs to the whole process. ``EDGESLM_NATIVE_LOG=1`` shows the notes.
+    """
     if os.environ.get("EDGESLM_NATIVE_LOG"):
         yield
         return
@@ -121,7 +124,6 @@ def open_interpreter(path: Path, runtime: Runtime, threads: int) -> Any:
             hint="tflite-runtime 2.14 needs Python 3.11 and numpy<2" if runtime.kind == "tflite-runtime" else None,
         ) from error
     try:
-        with _native_output_hidden():
-            return module.Interpreter(model_path=str(path), num_threads=threads)
+        return module.Interpreter(model_path=str(path), num_threads=threads)
     except (ValueError, RuntimeError) as error:
         raise ModelLoadError(f"{runtime} refuses {path.name}: {str(error)[:300]}", path=str(path)) from error

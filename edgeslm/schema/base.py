@@ -28,7 +28,7 @@ _IDENTIFIER = re.compile(IDENTIFIER_PATTERN)
 
 def is_identifier(text: str) -> bool:
     """Whether `text` can name a device, fleet, board or model."""
-    return _IDENTIFIER.match(text) is not None
+    return _IDENTIFIER.fullmatch(text) is not None
 
 
 class FileModel(BaseModel):

@@ -54,13 +54,13 @@ class LimitsConfig(FileModel):
         max_queue: prompts waiting at once; beyond it a prompt is answered `busy`.
         max_body_bytes: largest message body that is looked at.
         answered_window_s: seconds for which an answered id is remembered and answered from store.
-        max_outbox: answers kept for a broker that is away; the oldest answered ids are pruned, never these.
+        max_answered: answered ids remembered at most; the oldest go first, but never one whose answer is still on its way.
     """
 
     max_queue: Annotated[int, Field(ge=1, le=100_000)] = 256
     max_body_bytes: Annotated[int, Field(ge=1024, le=16 * 2**20)] = MAX_BODY_BYTES
     answered_window_s: Annotated[int, Field(ge=60, le=30 * 86400)] = 86_400
-    max_outbox: Annotated[int, Field(ge=16, le=1_000_000)] = 10_000
+    max_answered: Annotated[int, Field(ge=16, le=1_000_000)] = 10_000
 
 
 class AgentConfig(FileModel):

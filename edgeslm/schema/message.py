@@ -124,10 +124,10 @@ class Receipt(WireModel):
     completion_tokens: int
     cached_tokens: int = 0
     queue_ms: float
-    ttft_ms: float | None
+    ttft_ms: float | None = None
     total_ms: float
-    prefill_tps: float | None
-    decode_tps: float | None
+    prefill_tps: float | None = None
+    decode_tps: float | None = None
     energy_j: float
     energy_net_j: float
     power_w: float

@@ -17,7 +17,8 @@ FORMAT_VERSION = 1
 MANIFEST_NAME = "manifest.json"
 MAX_MANIFEST_BYTES = 1_048_576
 MAX_MEMBERS = 64
-MAX_PACKAGE_BYTES = 64 * 2**30
+MAX_PACKAGE_BYTES = 2**32 - 2
+"""What a ZIP without 64-bit extensions holds."""
 
 RuntimeKind = Literal["litert", "tflite-runtime"]
 
@@ -43,8 +44,8 @@ class GraphProof(FileModel):
     tokens: Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1, max_length=4096)]
     greedy: Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1, max_length=256)]
     logit_ids: Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1, max_length=64)]
-    logits: Annotated[tuple[float, ...], Field(min_length=1, max_length=64)]
-    atol: Annotated[float, Field(gt=0, le=10)]
+    logits: Annotated[tuple[Annotated[float, Field(allow_inf_nan=False)], ...], Field(min_length=1, max_length=64)]
+    atol: Annotated[float, Field(gt=0, le=10, allow_inf_nan=False)]
 
     @model_validator(mode="after")
     def _paired(self) -> Self:
@@ -116,7 +117,7 @@ class Manifest(FileModel):
     requires: Requirements
     licenses: Annotated[tuple[License, ...], Field(min_length=1, max_length=16)]
     security_floor: SemanticVersion = "0.0.0"
-    measured: dict[Identifier, dict[str, float]] = Field(default_factory=dict, max_length=64)
+    measured: dict[Identifier, dict[str, Annotated[float, Field(allow_inf_nan=False)]]] = Field(default_factory=dict, max_length=64)
     files: dict[FileName, Member] = Field(min_length=1, max_length=MAX_MEMBERS)
 
     @model_validator(mode="after")

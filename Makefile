@@ -1,0 +1,83 @@
+# Two commands do everything: `make demo` runs the main job, `make test` tests it. Each works from a bare machine
+# with Python 3.11 to 3.13 and make: what is missing is set up in .venv, or named with the line that installs it.
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+ARGS ?=
+
+.PHONY: help demo test check model bench docs-cli test-slow test-tflite test-mosquitto clean distclean
+
+help:  ## List the targets
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
+
+demo: $(VENV)/.demo  ## Broker, agent and a simulated home: the main job (ARGS=--once for scripts)
+	@$(BIN)/edgeslm demo $(ARGS)
+
+test: $(VENV)/.dev check  ## The tests, fast
+	@$(BIN)/python -m pytest $(ARGS)
+
+check: $(VENV)/.dev  ## ruff, mypy strict, import contract
+	@$(BIN)/ruff check
+	@$(BIN)/ruff format --check
+	@$(BIN)/mypy
+	@$(BIN)/lint-imports --config setup.cfg
+
+test-slow: $(VENV)/.dev  ## Tests that need minutes
+	@$(BIN)/python -m pytest -m slow --timeout 1200 $(ARGS)
+
+test-tflite: .venv-tflite/.ready  ## The runtime and agent tests on tflite-runtime 2.14 (Python 3.11, numpy 1)
+	@EDGESLM_RUNTIME=tflite-runtime .venv-tflite/bin/python -m pytest tests/runtime tests/agent tests/models $(ARGS)
+
+test-mosquitto: $(VENV)/.dev  ## The link and agent tests against a real mosquitto
+	@command -v mosquitto >/dev/null || test -x /usr/sbin/mosquitto || \
+	  { echo "mosquitto is missing. Install it with: sudo apt-get install mosquitto" >&2; exit 2; }
+	@EDGESLM_TEST_BROKER=mosquitto $(BIN)/python -m pytest tests/link tests/agent $(ARGS)
+
+bench: $(VENV)/.dev  ## The figures: python -m benchmarks.agent --json
+	@$(BIN)/python -m benchmarks.agent $(ARGS)
+
+model: .venv-forge/.ready  ## Rebuild the model home-command from its recipe (about an hour on two cores)
+	@.venv-forge/bin/python -m edgeslm.forge.home_command.recipe --out out/home-command $(ARGS)
+	@.venv-forge/bin/python -m edgeslm.forge.home_command.packaging out/home-command --out edgeslm/_packages/home-command.slm
+
+docs-cli: $(VENV)/.dev  ## Regenerate docs/cli.md from --help
+	@$(BIN)/python -m edgeslm.cli.reference > docs/cli.md
+
+clean:  ## Remove what tools left behind
+	@rm -rf build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis
+
+distclean: clean  ## Also remove the virtual environments and built models
+	@rm -rf .venv .venv-tflite .venv-forge out
+
+# --- environments ---------------------------------------------------------------------------------------------------
+
+# $(call venv,DIRECTORY,PYTHON,EXTRAS): make the virtual environment, with a sentence where it can't be made.
+define venv
+	@command -v $(2) >/dev/null || { echo "$(2) is missing. Install it with: sudo apt-get install python3" >&2; exit 2; }
+	@$(2) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 14))' || \
+	  { echo "$(2) is Python $$($(2) -c 'import platform; print(platform.python_version())'); edgeslm needs 3.11 to 3.13." \
+	    "Name another with: make PYTHON=python3.12" >&2; exit 2; }
+	@$(2) -c 'import venv, ensurepip' 2>/dev/null || \
+	  { echo "python3-venv is missing. Install it with: sudo apt-get install python3-venv" >&2; exit 2; }
+	@test -x $(1)/bin/python || { echo "setting up $(1) (once) ..." >&2; $(2) -m venv $(1); }
+	@$(1)/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[$(3)]' >&2
+endef
+
+$(VENV)/.demo: setup.cfg pyproject.toml
+	$(call venv,$(VENV),$(PYTHON),demo)
+	@touch $@
+
+$(VENV)/.dev: setup.cfg pyproject.toml
+	$(call venv,$(VENV),$(PYTHON),dev)
+	@touch $@ $(VENV)/.demo
+
+.venv-tflite/.ready: setup.cfg pyproject.toml
+	$(call venv,.venv-tflite,$(or $(PYTHON311),python3.11),dev$(comma)tflite)
+	@touch $@
+
+.venv-forge/.ready: setup.cfg pyproject.toml
+	$(call venv,.venv-forge,$(or $(PYTHON311),python3.11),forge)
+	@touch $@
+
+comma := ,

@@ -1,0 +1,5 @@
+"""``python -m edgeslm``."""
+
+from edgeslm.cli.main import main
+
+main()

@@ -1,0 +1,1 @@
+"""Model packages that ship with edgeslm, called ``builtin:<name>``. Data only."""

@@ -1,0 +1,71 @@
+"""One request, one model, one result with its receipt: what the worker does, and `model run` without an agent."""
+
+from __future__ import annotations
+
+import time
+
+from edgeslm.agent.ports import EnergyMeter, Model
+from edgeslm.power.meter import EnergyReading
+from edgeslm.runtime.generation import Generation, OnText, ShouldStop
+from edgeslm.schema.message import PromptRequest, Receipt, Result
+
+
+def answer_request(
+    model: Model,
+    meter: EnergyMeter,
+    request: PromptRequest,
+    device: str,
+    *,
+    accepted_s: float,
+    on_text: OnText | None = None,
+    should_stop: ShouldStop | None = None,
+) -> Result:
+    """Answer `request` with `model`.
+
+    Args:
+        accepted_s: monotonic time at which the request was accepted.
+        on_text: gets the answer piece by piece.
+        should_stop: asked between tokens.
+
+    Raises:
+        RequestError: the request can't be served.
+        InferenceError: the runtime fails.
+    """
+    mark = meter.mark()
+    started_s = time.monotonic()
+    answer = model.answer(request.prompt, request.options, on_text=on_text, should_stop=should_stop)
+    energy = meter.since(mark)
+    return Result(
+        id=request.id,
+        device=device,
+        text=answer.generation.text,
+        json=answer.data,
+        finish_reason=answer.generation.finish_reason,
+        receipt=_receipt(model, answer.generation, energy, started_s - accepted_s),
+    )
+
+
+def _receipt(model: Model, generation: Generation, energy: EnergyReading, queue_s: float) -> Receipt:
+    first_s = generation.first_token_s
+    queue_ms = queue_s * 1e3
+    return Receipt(
+        prompt_tokens=generation.prompt_tokens,
+        completion_tokens=len(generation.token_ids),
+        queue_ms=round(queue_ms, 3),
+        ttft_ms=None if first_s is None else round(queue_ms + first_s * 1e3, 3),
+        total_ms=round(queue_ms + generation.total_s * 1e3, 3),
+        # The last prompt token is computed by the step that gives the first token of the answer.
+        prefill_tps=_rate(generation.prompt_tokens - 1, generation.prefill_s),
+        decode_tps=_rate(len(generation.token_ids) - 1, generation.decode_s),
+        energy_j=round(energy.energy_j, 6),
+        energy_net_j=round(energy.net_j, 6),
+        power_w=round(energy.power_w, 4),
+        meter=energy.meter,
+        model=model.name,
+        model_sha256=model.installed.sha256,
+        runtime=model.runtime_name,
+    )
+
+
+def _rate(count: int, seconds: float) -> float | None:
+    return round(count / seconds, 1) if count > 0 and seconds > 0 else None

@@ -1,0 +1,48 @@
+"""What the agent needs of the world, as protocols: the command line's wiring chooses who provides it."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from edgeslm.link.port import Link as Link
+from edgeslm.link.port import LinkEvents as LinkEvents
+from edgeslm.link.port import Message as Message
+from edgeslm.power.meter import EnergyMeter as EnergyMeter
+from edgeslm.runtime.generation import OnText, ShouldStop
+from edgeslm.runtime.model import Answer
+from edgeslm.schema.installed import InstalledPackage
+from edgeslm.schema.message import Options
+
+
+class Model(Protocol):
+    """A loaded model; answers on one thread. ``runtime.LoadedModel`` is one."""
+
+    @property
+    def installed(self) -> InstalledPackage:
+        """The package."""
+
+    @property
+    def name(self) -> str:
+        """Name and version."""
+
+    @property
+    def graph_file(self) -> str:
+        """The graph in use."""
+
+    @property
+    def runtime_name(self) -> str:
+        """The runtime that computes it, with version."""
+
+    @property
+    def context_tokens(self) -> int:
+        """Most tokens of prompt and answer together."""
+
+    def answer(
+        self,
+        prompt: str,
+        options: Options,
+        *,
+        on_text: OnText | None = None,
+        should_stop: ShouldStop | None = None,
+    ) -> Answer:
+        """Answer one prompt; raises ``RequestError`` for the prompt's fault, ``InferenceError`` for its own."""

@@ -1,0 +1,433 @@
+"""The agent: ties intake, queue, journal, worker and outbox together.
+
+Three threads: the link's own, which only puts events into an inbox; the dispatcher, which decides about each and
+writes the journal; the worker, which computes. Whatever a message holds, the dispatcher answers it and goes on.
+"""
+
+from __future__ import annotations
+
+import logging
+import platform
+import queue
+import random
+import threading
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+import edgeslm
+from edgeslm import codec, topics
+from edgeslm.agent import intake
+from edgeslm.agent.job import Job, ReplyAddress
+from edgeslm.agent.journal import Journal, PendingReply
+from edgeslm.agent.outbox import Outbox
+from edgeslm.agent.ports import EnergyMeter, Link, Message, Model
+from edgeslm.agent.queue import JobQueue
+from edgeslm.agent.worker import Worker
+from edgeslm.errors import (
+    BadRequestError,
+    BusyError,
+    EdgeslmError,
+    JournalError,
+    RequestError,
+    UnknownModelError,
+)
+from edgeslm.schema.message import Availability, Info, ModelInfo, PromptRequest, Result
+
+log = logging.getLogger(__name__)
+
+_MAX_INBOX = 4096
+_MAX_BATCH = 64
+"""Prompts that share one sync to the card."""
+_MAX_REPLIES_PER_PROMPT = 8
+_PRUNE_INTERVAL_S = 600.0
+
+
+@dataclass(frozen=True)
+class _Connected:
+    """The link is up."""
+
+
+@dataclass(frozen=True)
+class _Disconnected:
+    reason: str
+
+
+@dataclass(frozen=True)
+class _Published:
+    token: int
+
+
+@dataclass(frozen=True)
+class _Stop:
+    """Leave the dispatcher."""
+
+
+_Event = Message | _Connected | _Disconnected | _Published | _Stop
+
+
+@dataclass(frozen=True)
+class AgentIdentity:
+    """Who this agent is on the wire."""
+
+    fleet: str
+    device: str
+    board: str
+    pool: bool = True
+
+
+@dataclass(frozen=True)
+class AgentLimits:
+    """What it accepts; see ``schema.config.LimitsConfig``."""
+
+    max_queue: int = 256
+    max_body_bytes: int = 262_144
+    answered_window_s: int = 86_400
+    max_answered: int = 10_000
+
+
+class Agent:
+    """One device agent. :meth:`start` returns at once; :meth:`stop` leaves nothing half done."""
+
+    def __init__(
+        self,
+        identity: AgentIdentity,
+        models: Mapping[str, Model],
+        link: Link,
+        meter: EnergyMeter,
+        journal: Journal,
+        limits: AgentLimits = AgentLimits(),
+    ) -> None:
+        """Take the parts.
+
+        Args:
+            models: by name; the first is the default.
+        """
+        self._identity = identity
+        self._models = models
+        self._link = link
+        self._meter = meter
+        self._journal = journal
+        self._limits = limits
+        self._started_at = datetime.now(UTC)
+        self._inbox: queue.SimpleQueue[_Event] = queue.SimpleQueue()
+        self._queue = JobQueue(limits.max_queue)
+        self._outbox = Outbox(link, journal)
+        self._jobs: dict[str, Job] = {}
+        self._jobs_lock = threading.Lock()
+        self._accepting: list[tuple[Job, Message]] = []
+        self._last_prune_s = time.monotonic()
+        self._connected = threading.Event()
+        self._worker = Worker(
+            fleet=identity.fleet,
+            device=identity.device,
+            models=models,
+            meter=meter,
+            queue=self._queue,
+            journal=journal,
+            outbox=self._outbox,
+            link=link,
+            forget=self._forget,
+        )
+        self._threads = [
+            threading.Thread(target=self._dispatch, name="edgeslm-dispatch", daemon=True),
+            threading.Thread(target=self._worker.run, name="edgeslm-worker", daemon=True),
+        ]
+
+    # --- the link's thread: enqueue only -----------------------------------------------------------------------
+
+    def on_message(self, message: Message) -> None:
+        """Part of ``LinkEvents``."""
+        # Unacknowledged QoS 1 messages are bounded by the link's receive window; a flood of QoS 0 is shed here.
+        if message.qos == 0 and self._inbox.qsize() > _MAX_INBOX:
+            return
+        self._inbox.put(message)
+
+    def on_connected(self, *, session_present: bool) -> None:
+        """Part of ``LinkEvents``."""
+        log.info("connected to the broker%s", ", session kept" if session_present else "")
+        self._inbox.put(_Connected())
+
+    def on_disconnected(self, reason: str) -> None:
+        """Part of ``LinkEvents``."""
+        self._inbox.put(_Disconnected(reason))
+
+    def on_published(self, token: int) -> None:
+        """Part of ``LinkEvents``."""
+        self._inbox.put(_Published(token))
+
+    # --- life --------------------------------------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Take up what a former run left, then connect.
+
+        Raises:
+            LinkError: the link cannot be set up.
+            JournalError: the journal cannot be read.
+        """
+        self._recover()
+        for thread in self._threads:
+            thread.start()
+        self._link.start(self, self._filters())
+
+    def wait_connected(self, timeout_s: float | None = None) -> bool:
+        """Wait for the broker; ``False`` if it did not accept us within `timeout_s`."""
+        return self._connected.wait(timeout_s)
+
+    def stop(self) -> None:
+        """Finish the running prompt, say goodbye, close the journal. Waiting prompts run after a restart."""
+        self._queue.close()
+        for thread in self._threads[1:]:
+            thread.join()
+        self._link.stop(self._availability("offline"))
+        self._inbox.put(_Stop())
+        self._threads[0].join()
+        self._note_confirmed()
+        self._journal.close()
+
+    @property
+    def waiting(self) -> int:
+        """Prompts accepted and not yet answered."""
+        with self._jobs_lock:
+            return len(self._jobs)
+
+    def _filters(self) -> list[tuple[str, int]]:
+        fleet, device = self._identity.fleet, self._identity.device
+        filters = [
+            (topics.device_topic(fleet, device, "prompt"), 1),
+            (topics.device_topic(fleet, device, "prompt/text"), 1),
+            (topics.device_topic(fleet, device, "cancel"), 1),
+        ]
+        if self._identity.pool:
+            filters += [
+                (topics.shared_subscription(fleet, topics.pool_topic(fleet, model)), 1) for model in self._models
+            ]
+        return filters
+
+    def _recover(self) -> None:
+        now, now_s = time.time(), time.monotonic()
+        for prompt, replies in self._journal.unanswered():
+            # A clock that was stepped must not stretch a deadline, nor make a prompt of the future.
+            age_s = max(0.0, now - prompt.accepted_at)
+            job = self._job(prompt.request, replies, now_s - age_s)
+            job.settled.set()
+            self._queue.push(job, force=True)
+        if self._jobs:
+            log.info("%d prompts of the last run are taken up", len(self._jobs))
+
+    def _job(self, request: PromptRequest, replies: list[ReplyAddress], accepted_s: float) -> Job:
+        deadline_ms = request.options.deadline_ms
+        deadline_s = None if deadline_ms is None else accepted_s + deadline_ms / 1e3
+        job = Job(request, replies, accepted_s, deadline_s)
+        with self._jobs_lock:
+            self._jobs[job.id] = job
+        return job
+
+    def _forget(self, job: Job) -> None:
+        with self._jobs_lock:
+            self._jobs.pop(job.id, None)
+
+    # --- the dispatcher's thread -------------------------------------------------------------------------------
+
+    def _dispatch(self) -> None:
+        while True:
+            events = [self._inbox.get()]
+            while len(events) < _MAX_BATCH and not self._inbox.empty():
+                events.append(self._inbox.get())
+            for event in events:
+                if isinstance(event, _Stop):
+                    self._journal_accepted()
+                    return
+                try:
+                    self._handle(event)
+                except Exception:  # an agent that stops listening is worse than one lost event
+                    log.exception("event %s failed", type(event).__name__)
+            self._journal_accepted()
+            self._note_confirmed()
+            self._prune()
+
+    def _handle(self, event: _Event) -> None:
+        match event:
+            case Message():
+                self._receive(event)
+            case _Published(token):
+                self._outbox.published(token)
+            case _Connected():
+                self._announce()
+                self._outbox.connected()
+                self._connected.set()
+            case _Disconnected(reason):
+                self._connected.clear()
+                log.warning("broker lost: %s", reason)
+                self._outbox.disconnected()
+
+    def _receive(self, message: Message) -> None:
+        identity = self._identity
+        decision = intake.read(message, identity.fleet, identity.device, self._limits.max_body_bytes)
+        match decision:
+            case intake.Prompt(request, reply):
+                try:
+                    self._take(request, reply, message)
+                except EdgeslmError as error:
+                    self._refuse(request.id, reply, error)
+                    message.acknowledge()
+                return  # acknowledged once journalled
+            case intake.Refused(request_id, reply, error):
+                self._refuse(request_id, reply, error)
+            case intake.Cancel(request_id):
+                self._cancel(request_id)
+            case intake.Ignored(reason):
+                log.debug("ignored: %s", reason)
+        message.acknowledge()
+
+    def _take(self, request: PromptRequest, reply: ReplyAddress, message: Message) -> None:
+        """Accept a prompt, or raise why not. Afterwards it is acknowledged, now or once it is journalled."""
+        with self._jobs_lock:
+            running = self._jobs.get(request.id)
+        if running is not None:
+            self._ask_again(running.request, request, reply, running)
+            self._acknowledge_after(running, message)
+            return
+        known = self._journal.find(request.id)
+        if known is not None:
+            self._ask_again(known.request, request, reply, None)
+            message.acknowledge()
+            return
+        self._check(request)
+        if len(self._queue) >= self._limits.max_queue:
+            wait_s = round(self._worker.mean_job_s * len(self._queue) / 2, 2)
+            raise BusyError(f"{self._limits.max_queue} prompts are waiting", retry_after_s=max(wait_s, 0.1))
+        if request.options.temperature > 0 and request.options.seed is None:
+            options = request.options.model_copy(update={"seed": random.getrandbits(62)})  # noqa: S311
+            request = request.model_copy(update={"options": options})
+        job = self._job(request, [reply], time.monotonic())
+        # The worker may begin at once; it waits for the journal before the answer leaves.
+        self._queue.push(job, force=True)
+        self._accepting.append((job, message))
+
+    def _acknowledge_after(self, job: Job, message: Message) -> None:
+        if job.settled.is_set():
+            message.acknowledge()
+        else:
+            self._accepting.append((job, message))
+
+    def _check(self, request: PromptRequest) -> None:
+        if request.task != "generate":
+            raise BadRequestError(f"task '{request.task}' is not served here (served: generate)")
+        if request.model is not None and request.model not in self._models:
+            raise UnknownModelError(
+                f"model '{request.model}' is not served here (served: {', '.join(self._models)})"
+            )
+
+    def _ask_again(
+        self, first: PromptRequest, again: PromptRequest, reply: ReplyAddress, running: Job | None
+    ) -> None:
+        """The same id once more: its one answer goes to this requester too."""
+        if (first.prompt, first.model or again.model) != (again.prompt, again.model or first.model):
+            raise BadRequestError(f"id '{again.id}' was used for another prompt")
+        if running is not None:
+            if reply in running.replies:
+                return
+            if len(running.replies) >= _MAX_REPLIES_PER_PROMPT:
+                raise BusyError("too many requesters wait for this id", retry_after_s=1.0)
+            running.replies.append(reply)
+            if not running.settled.is_set():
+                self._journal_accepted()
+        self._journal.add_reply(again.id, reply)
+        self._outbox.send(self._journal.pending(again.id), again=True)
+
+    def _cancel(self, request_id: str) -> None:
+        with self._jobs_lock:
+            job = self._jobs.get(request_id)
+        if job is not None:
+            job.cancelled.set()
+
+    def _refuse(self, request_id: str, reply: ReplyAddress, error: EdgeslmError) -> None:
+        if not isinstance(error, RequestError):
+            log.error("prompt %s refused: %s", request_id, error)
+        self._outbox.refuse(reply, intake.error_result(request_id, self._identity.device, error))
+
+    def _journal_accepted(self) -> None:
+        """One synced write for all prompts of a batch, then tell the broker that they are safe here."""
+        accepting, self._accepting = self._accepting, []
+        if not accepting:
+            return
+        fresh = {job.id: job for job, _ in accepting if not job.settled.is_set()}
+        rows = [(job.request, reply) for job in fresh.values() for reply in job.replies[:1]]
+        try:
+            if rows:
+                self._journal.accept(rows, time.time())
+        except JournalError as error:
+            # Without an acknowledgement the broker delivers them again, perhaps when the disk has room.
+            log.exception("prompts cannot be journalled")
+            for job in fresh.values():
+                job.dropped = True
+                job.cancelled.set()
+                job.settled.set()
+                for reply in job.replies:
+                    self._refuse(job.id, reply, error)
+            return
+        for job in fresh.values():
+            job.settled.set()
+        for _, message in accepting:
+            message.acknowledge()
+
+    def _note_confirmed(self) -> None:
+        numbers = self._outbox.confirmed()
+        if not numbers:
+            return
+        try:
+            self._journal.delivered(numbers)
+        except JournalError:
+            log.exception("delivered answers cannot be noted; they are published again after a restart")
+        self._outbox.settle(numbers)
+
+    def _prune(self) -> None:
+        if time.monotonic() - self._last_prune_s < _PRUNE_INTERVAL_S:
+            return
+        self._last_prune_s = time.monotonic()
+        self._journal.prune(time.time() - self._limits.answered_window_s, self._limits.max_answered)
+
+    def _announce(self) -> None:
+        self._link.publish(self._availability("online"))
+        topic = topics.device_topic(self._identity.fleet, self._identity.device, "info")
+        self._link.publish(Message(topic, codec.encode(self.info()), retain=True))
+
+    def _availability(self, state: str) -> Message:
+        return availability(self._identity.fleet, self._identity.device, state)
+
+    def info(self) -> Info:
+        """The retained self-description."""
+        models = tuple(_model_info(model) for model in self._models.values())
+        return Info(
+            device=self._identity.device,
+            agent=edgeslm.__version__,
+            python=platform.python_version(),
+            runtime=next(iter(self._models.values())).runtime_name,
+            board=self._identity.board,
+            tasks=tuple(sorted({model.task for model in models})),
+            models=models,
+            meter=self._meter.meter_class,
+            max_queue=self._limits.max_queue,
+            max_body_bytes=self._limits.max_body_bytes,
+            started_at=self._started_at.isoformat(timespec="seconds"),
+        )
+
+
+def availability(fleet: str, device: str, state: str) -> Message:
+    """The retained presence message; with state ``offline`` it is the will that a link is made with."""
+    body = codec.encode(Availability.model_validate({"state": state}))
+    return Message(topics.device_topic(fleet, device, "availability"), body, retain=True)
+
+
+def _model_info(model: Model) -> ModelInfo:
+    manifest = model.installed.manifest
+    return ModelInfo(
+        name=manifest.name,
+        version=manifest.version,
+        sha256=model.installed.sha256,
+        task=manifest.task,
+        context_tokens=model.context_tokens,
+        graph=model.graph_file,
+    )

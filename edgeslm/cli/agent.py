@@ -1,0 +1,80 @@
+"""``edgeslm agent``: the device agent as a foreground process, for systemd or a terminal."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import click
+
+from edgeslm.cli import wiring
+from edgeslm.cli.output import print_json, reporting_errors
+
+
+@click.group()
+def agent() -> None:
+    """Run the device agent."""
+
+
+def _settings_options(command: Any) -> Any:
+    options = [
+        click.option("--config", "path", type=click.Path(path_type=Path, dir_okay=False), help="agent.yaml."),
+        click.option("--device", help="Name of this device on the wire."),
+        click.option("--fleet", help="Fleet that it belongs to."),
+        click.option("--board", help="Board file to use instead of the recognised one."),
+        click.option("--host", "broker_host", help="MQTT broker."),
+        click.option("--port", "broker_port", type=int, help="Port of the broker."),
+        click.option("--state-dir", type=click.Path(path_type=Path), help="Journal and models."),
+        click.option("--threads", type=int, help="Inference threads."),
+    ]
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+@agent.command()
+@_settings_options
+@reporting_errors
+def run(path: Path | None, **overrides: Any) -> None:
+    """Connect to the broker and answer prompts until SIGTERM or Ctrl-C.
+
+    Settings come from the flags, then EDGESLM_AGENT_RUN_* variables, then the file, then the defaults.
+    """
+    config = _config(path, overrides)
+    stop = threading.Event()
+
+    def on_signal(number: int, frame: FrameType | None) -> None:
+        del number, frame
+        stop.set()
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, on_signal)
+    running = wiring.build_agent(config, (path or Path()).resolve().parent)
+    running.start()
+    info = running.info()
+    served = ", ".join(f"{model.name}@{model.version} ({model.graph})" for model in info.models)
+    click.echo(f"edgeslm {info.agent} on {info.board}: {config.fleet}/{config.device} serves {served}", err=True)
+    click.echo(f"runtime {info.runtime}, broker {config.broker.host}:{config.broker.port}", err=True)
+    while not stop.wait(0.2) and not running.wait_connected(0):
+        pass
+    if not stop.is_set():
+        click.echo("online", err=True)
+    stop.wait()
+    running.stop()
+
+
+@agent.command()
+@_settings_options
+@reporting_errors
+def config(path: Path | None, **overrides: Any) -> None:
+    """Check the configuration and print it as JSON, defaults filled in."""
+    print_json(_config(path, overrides))
+
+
+def _config(path: Path | None, overrides: dict[str, Any]) -> Any:
+    if path is None:
+        return wiring.parse_agent_config({}, overrides, None)
+    return wiring.read_agent_config(path, overrides)

@@ -1,0 +1,80 @@
+"""``edgeslm broker``: configuration for the MQTT broker that a production set-up needs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from edgeslm.cli.output import reporting_errors
+from edgeslm.errors import ConfigError, UsageError
+
+_FILE = click.Path(path_type=Path, dir_okay=False)
+
+
+@click.group()
+def broker() -> None:
+    """Set up the MQTT broker."""
+
+
+@broker.command()
+@click.option("--port", type=click.IntRange(1, 65535), help="Default: 8883 with TLS, 1883 without.")
+@click.option("--bind", "bind_address", help="Address to listen on; default is all.")
+@click.option("--password-file", type=_FILE, help="Log in by password; the file is made with mosquitto_passwd.")
+@click.option("--ca", "ca_file", type=_FILE, help="Certificate authority: switches TLS on.")
+@click.option("--cert", "cert_file", type=_FILE, help="The broker's certificate.")
+@click.option("--key", "key_file", type=_FILE, help="The broker's private key.")
+@click.option("--client-certificates/--no-client-certificates", default=True, help="Whether each client needs one.")
+@click.option("--acl-file", type=_FILE, help="Access list.")
+@click.option("--anonymous", is_flag=True, help="Let clients in without credentials: for a closed network only.")
+@click.option(
+    "--persistence-dir",
+    type=click.Path(path_type=Path),
+    default="/var/lib/mosquitto",
+    show_default=True,
+    help="Where sessions and queued messages survive a restart.",
+)
+@click.option("--out", "-o", type=_FILE, help="Write here instead of to stdout; an existing file is refused.")
+@reporting_errors
+def config(
+    port: int | None,
+    bind_address: str | None,
+    password_file: Path | None,
+    ca_file: Path | None,
+    cert_file: Path | None,
+    key_file: Path | None,
+    client_certificates: bool,
+    acl_file: Path | None,
+    anonymous: bool,
+    persistence_dir: Path,
+    out: Path | None,
+) -> None:
+    """Print a mosquitto.conf that fits edgeslm, each line explained.
+
+    For example: edgeslm broker config --password-file /etc/mosquitto/passwd -o /etc/mosquitto/conf.d/edgeslm.conf
+    """
+    from edgeslm.link.broker import TlsFiles, mosquitto_config  # noqa: PLC0415
+
+    tls = None
+    if ca_file is not None and cert_file is not None and key_file is not None:
+        tls = TlsFiles(ca_file, cert_file, key_file, client_certificates)
+    elif ca_file is not None or cert_file is not None or key_file is not None:
+        raise UsageError("TLS needs --ca, --cert and --key together")
+    text = mosquitto_config(
+        port=port or (8883 if tls is not None else 1883),
+        bind_address=bind_address,
+        tls=tls,
+        password_file=password_file,
+        acl_file=acl_file,
+        allow_anonymous=anonymous,
+        persistence_dir=persistence_dir,
+    )
+    if out is None:
+        click.echo(text, nl=False)
+        return
+    try:
+        with out.open("x", encoding="utf-8") as file:
+            file.write(text)
+    except OSError as error:
+        raise ConfigError(f"cannot write {out}: {error.strerror}", path=str(out)) from error
+    click.echo(f"wrote {out}", err=True)

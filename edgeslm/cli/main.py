@@ -1,0 +1,33 @@
+"""``edgeslm``: the root of the command line."""
+
+from __future__ import annotations
+
+import click
+
+import edgeslm
+from edgeslm.cli.output import CommandGroup, configure_logging
+
+_COMMANDS = {
+    "agent": ("edgeslm.cli.agent:agent", "Run the device agent."),
+    "broker": ("edgeslm.cli.broker:broker", "Set up the MQTT broker."),
+    "demo": ("edgeslm.cli.demo:demo", "Broker, agent and a simulated home on this machine."),
+    "doctor": ("edgeslm.cli.doctor:doctor", "Check what this machine can do, and say what is missing."),
+    "model": ("edgeslm.cli.model:model", "Inspect, verify, pack and run model packages."),
+    "prompt": ("edgeslm.cli.prompt:prompt", "Send a prompt to a device or a pool over MQTT."),
+}
+
+
+@click.group(
+    cls=CommandGroup, lazy=_COMMANDS, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110}
+)
+@click.version_option(edgeslm.__version__, prog_name="edgeslm")
+@click.option("--debug", is_flag=True, help="Show a traceback with an error.")
+@click.option("-v", "--verbose", count=True, help="Log more to stderr; twice for everything.")
+def cli(debug: bool, verbose: int) -> None:
+    """Small AI models on edge boards: int8 TFLite over MQTT, within a power budget."""
+    configure_logging(2 if debug else verbose)
+
+
+def main() -> None:
+    """Entry point of the ``edgeslm`` program."""
+    cli(auto_envvar_prefix="EDGESLM")

@@ -1,0 +1,90 @@
+"""How results, errors and exit codes leave a command. Results on stdout, everything else on stderr."""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+import traceback
+from collections.abc import Callable
+from functools import wraps
+from typing import Any, ParamSpec, TypeVar
+
+import click
+from pydantic import BaseModel
+
+from edgeslm.errors import EdgeslmError
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON instead of text.")
+
+
+class CommandGroup(click.Group):
+    """A group that imports a subcommand's module only when it is called: `agent run` must start fast."""
+
+    def __init__(self, *args: Any, lazy: dict[str, tuple[str, str]] | None = None, **kwargs: Any) -> None:
+        """`lazy` maps a command to (``module:attribute``, short help)."""
+        super().__init__(*args, **kwargs)
+        self._lazy = lazy or {}
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """All names, sorted."""
+        return sorted({*super().list_commands(ctx), *self._lazy})
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Import and return the command."""
+        if cmd_name not in self._lazy:
+            return super().get_command(ctx, cmd_name)
+        module, _, attribute = self._lazy[cmd_name][0].partition(":")
+        command: click.Command = getattr(__import__(module, fromlist=[attribute]), attribute)
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """List commands without importing the lazy ones."""
+        rows = []
+        for name in self.list_commands(ctx):
+            if name in self._lazy:
+                rows.append((name, self._lazy[name][1]))
+            elif (command := super().get_command(ctx, name)) is not None:
+                rows.append((name, command.get_short_help_str(100)))
+        with formatter.section("Commands"):
+            formatter.write_dl(rows)
+
+
+def print_json(value: BaseModel | dict[str, Any] | list[Any]) -> None:
+    """One JSON document on one line of stdout."""
+    if isinstance(value, BaseModel):
+        text = value.model_dump_json(by_alias=True, exclude_none=True)
+    else:
+        text = json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+    click.echo(text)
+
+
+def reporting_errors(command: Callable[P, R]) -> Callable[P, R]:
+    """Turn an :class:`EdgeslmError` into one line on stderr and its exit code; a traceback with ``--debug``."""
+
+    @wraps(command)
+    def wrapped(*args: P.args, **kwargs: P.kwargs) -> R:
+        try:
+            return command(*args, **kwargs)
+        except EdgeslmError as error:
+            if debugging():
+                traceback.print_exc()
+            click.echo(f"edgeslm: {error}", err=True)
+            sys.exit(error.exit_code)
+
+    return wrapped
+
+
+def debugging() -> bool:
+    """Whether ``--debug`` was given."""
+    context = click.get_current_context(silent=True)
+    return bool(context is not None and context.find_root().params.get("debug"))
+
+
+def configure_logging(verbosity: int) -> None:
+    """Log to stderr: warnings, with 1 also information, with 2 everything."""
+    level = (logging.WARNING, logging.INFO, logging.DEBUG)[min(verbosity, 2)]
+    logging.basicConfig(level=level, format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr)

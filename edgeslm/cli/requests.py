@@ -1,0 +1,137 @@
+"""What `prompt` and `model run` share: their options, where prompts come from, how answers are shown."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import click
+from pydantic import ValidationError
+
+from edgeslm.codec import describe
+from edgeslm.errors import UsageError
+from edgeslm.schema.message import MAX_PROMPT_CHARS, Options, Receipt, Result
+
+_OPTION_FLAGS: list[Callable[[Any], Any]] = [
+    click.option("--max-tokens", type=int, help="Most tokens of the answer."),
+    click.option("--temperature", type=float, help="0 is greedy (default)."),
+    click.option("--top-k", type=int, help="Sample among the k likeliest tokens."),
+    click.option("--top-p", type=float, help="Sample among the likeliest tokens up to this probability."),
+    click.option("--seed", type=int, help="Makes sampling repeatable."),
+    click.option("--stop", multiple=True, help="String that ends the answer; may be given several times."),
+    click.option("--deadline-ms", type=int, help="Milliseconds after which an answer is worthless."),
+]
+
+
+def request_options(command: Any) -> Any:
+    """The flags that say how to answer, and those that say where prompts come from."""
+    for option in reversed(_OPTION_FLAGS):
+        command = option(command)
+    command = click.option("--batch", is_flag=True, help="Each input line is a prompt of its own.")(command)
+    command = click.option("--json", "as_json", is_flag=True, help="Print results as JSON, one a line.")(command)
+    return click.argument("text", required=False)(command)
+
+
+def parse_options(flags: dict[str, Any]) -> Options:
+    """`flags` as request options.
+
+    Raises:
+        UsageError: a value is out of its range.
+    """
+    given = {name: value for name, value in flags.items() if value is not None and value != ()}
+    try:
+        return Options.model_validate(given)
+    except ValidationError as error:
+        raise UsageError(describe(error).replace("_", "-")) from error
+
+
+def read_prompts(text: str | None, *, batch: bool) -> Iterator[str]:
+    """The prompts to answer: `text`, or standard input where it is ``-`` or (with `batch`) missing.
+
+    With `batch` each non-blank line is one, else the whole input is. Lines are taken as they come, so that a
+    pipe is answered while it is still being written.
+
+    Raises:
+        UsageError: there is no prompt, or it is no UTF-8, or far too long.
+    """
+    if text is not None and text != "-":
+        yield from _checked(text.splitlines() if batch else [text])
+        return
+    if text is None and not batch and sys.stdin.isatty():
+        raise UsageError("no prompt", hint="Give it as an argument, or '-' to read standard input")
+    yield from _checked(_stdin_lines() if batch else ["".join(_stdin_lines())])
+
+
+def _stdin_lines() -> Iterator[str]:
+    for number, line in enumerate(sys.stdin.buffer, start=1):
+        try:
+            yield line.decode("utf-8")
+        except UnicodeDecodeError as error:
+            raise UsageError(f"standard input, line {number}: not UTF-8") from error
+
+
+def _checked(prompts: Any) -> Iterator[str]:
+    found = False
+    for prompt in prompts:
+        stripped = prompt.strip()
+        if not stripped:
+            continue
+        if len(stripped) > MAX_PROMPT_CHARS:
+            raise UsageError(f"prompt of {len(stripped)} characters, at most {MAX_PROMPT_CHARS} are taken")
+        found = True
+        yield stripped
+    if not found:
+        raise UsageError("the input holds no prompt")
+
+
+def receipt_line(receipt: Receipt) -> str:
+    """A receipt for a person, on one line."""
+    parts = [f"{receipt.prompt_tokens} + {receipt.completion_tokens} tokens"]
+    if receipt.ttft_ms is not None:
+        parts.append(f"first after {receipt.ttft_ms:.1f} ms")
+    parts.append(f"all after {receipt.total_ms:.1f} ms")
+    if receipt.decode_tps is not None:
+        parts.append(f"{receipt.decode_tps:,.0f} tok/s")
+    parts.append(f"{format_energy(receipt.energy_j)} ({receipt.meter})")
+    return ", ".join(parts)
+
+
+def format_energy(energy_j: float) -> str:
+    """Joules with a fitting prefix."""
+    return f"{energy_j * 1e3:.1f} mJ" if energy_j < 1 else f"{energy_j:.2f} J"
+
+
+class Printer:
+    """Shows results as they come: the answer on stdout, figures and errors on stderr."""
+
+    def __init__(self, *, as_json: bool) -> None:
+        self._as_json = as_json
+        self._shown = 0
+        self.failures = 0
+
+    def delta(self, text: str) -> None:
+        """A piece of the answer, while it grows."""
+        if not self._as_json:
+            click.echo(text, nl=False)
+            self._shown += len(text)
+
+    def result(self, result: Result) -> None:
+        """The whole result; what deltas showed already is not repeated."""
+        shown, self._shown = self._shown, 0
+        self.failures += result.error is not None
+        if self._as_json:
+            click.echo(result.model_dump_json(by_alias=True, exclude_none=True))
+            return
+        if result.error is not None:
+            if shown:
+                click.echo()
+            retry = result.error.retry_after_s
+            again = f" (again in {retry:g} s)" if retry is not None else ""
+            click.echo(f"edgeslm: {result.error.code}: {result.error.message}{again}", err=True)
+            return
+        click.echo((result.text or "")[shown:])
+        if result.finish_reason not in {"stop", None}:
+            click.echo(f"  [ended early: {result.finish_reason}]", err=True)
+        if result.receipt is not None and sys.stderr.isatty():
+            click.echo(click.style(f"  {receipt_line(result.receipt)}", dim=True), err=True)

@@ -1,0 +1,500 @@
+"""Brokers: one embedded in the demo and the tests, and the configuration of one for production.
+
+What always holds: an embedded broker listens on 127.0.0.1 only, accepts MQTT when
+:meth:`EmbeddedBroker.start` returns, and dies with the thread that started it (the kernel kills it,
+PR_SET_PDEATHSIG, even when we are killed). :func:`mosquitto_config` is pure; what it writes for production
+and what the tests start differ in values only.
+
+mosquitto is taken where it is installed, else iotcore (rumqttd 0.20 in a wheel). What iotcore 0.4 does
+differently, found by trying, see ``tests/link``:
+
+- It has one port for MQTT 5 and another for 3.1.1, and keeps nothing over a restart.
+- It closes the connection of a client whose acknowledgements come in another order than the messages (legal:
+  [MQTT-4.6.0-2]); mosquitto does not mind.
+- **Any client can end it**: one that sends CONNECT, resets the connection before CONNACK and comes back
+  under its name makes it panic with a lock held (rumqttd ``server/broker.rs``), and it accepts nobody any
+  more. Five attempts do it at most. It is for a demo on one machine, not for a network.
+- Once **more than 100** QoS 1 messages wait for an absent client, that client's CONNECT is never answered
+  again until it comes with a clean start. 100 are delivered.
+- Receive Maximum and ``max_inflight_count`` do not hold it back: 50 unacknowledged messages arrive at once
+  (mosquitto: 20, then it waits).
+- Session Expiry is ignored: sessions last as long as the broker does.
+- Retained messages are not sent again when a client subscribes again within its session (mosquitto sends
+  them).
+- A payload above its limit closes the connection, without a reason code; so does mosquitto, for MQTT 5.
+
+Retained messages, wills, redelivery, message expiry, Response Topic and shared subscriptions work on both.
+With a shared subscription mosquitto keeps dealing messages to the session of a member that has died; iotcore
+does not. On neither does a second client of the same name set off the first one's will.
+
+Left to others: where the configuration is written, certificates, and passwords (``mosquitto_passwd``).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import uuid
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Literal, Self
+
+from edgeslm.errors import ConfigError, LinkError
+from edgeslm.schema.config import BrokerConfig
+from edgeslm.schema.message import MAX_BODY_BYTES
+
+BrokerKind = Literal["mosquitto", "iotcore"]
+
+LOOPBACK = "127.0.0.1"
+MAX_MESSAGE_BYTES = 300_000
+"""Production limit of a payload: the largest body that an agent looks at, and some room."""
+PACKET_OVERHEAD_BYTES = 65_536
+"""Room for the topic and the properties of a message."""
+EMBEDDED_MAX_MESSAGE_BYTES = 4 * 2**20
+MAX_INFLIGHT = 20
+START_TIMEOUT_S = 10.0
+STOP_TIMEOUT_S = 5.0
+_POLL_S = 0.02
+_PROBE_TIMEOUT_S = 1.0
+_STDERR_TAIL_CHARS = 800
+
+assert MAX_MESSAGE_BYTES > MAX_BODY_BYTES  # noqa: S101 - a fact about two constants, not about input
+
+_DISCONNECT = b"\xe0\x00"
+_CONNACK = 0x20
+
+# The parent may have died before prctl was called: then no signal would ever come.
+_DIE_WITH_PARENT = """
+import ctypes, os, signal, sys
+ctypes.CDLL(None).prctl(1, signal.SIGKILL)
+if os.getppid() != int(sys.argv[1]):
+    sys.exit(1)
+"""
+_LAUNCH: dict[BrokerKind, str] = {
+    "mosquitto": _DIE_WITH_PARENT + "os.execv(sys.argv[2], sys.argv[2:])",
+    "iotcore": _DIE_WITH_PARENT
+    + "from iotcore.iotcore import IotCoreBroker; IotCoreBroker(config_path=sys.argv[2]).run_forever()",
+}
+
+
+@dataclass(frozen=True)
+class TlsFiles:
+    """TLS of a listener.
+
+    Attributes:
+        ca_file: who signs client certificates.
+        cert_file: the broker's certificate chain.
+        key_file: its private key.
+        require_certificate: only clients with a certificate of `ca_file` get in; its common name becomes
+            the user name that the access list sees.
+    """
+
+    ca_file: Path
+    cert_file: Path
+    key_file: Path
+    require_certificate: bool = True
+
+
+def _setting(name: str, value: object, why: str) -> str:
+    text = str(value)
+    if any(char in text for char in "\r\n\x00"):
+        raise ConfigError(f"'{text[:80]!r}' holds a line break and cannot stand in mosquitto.conf", key=name)
+    return f"# {why}\n{name} {text}\n"
+
+
+def _flag(value: bool) -> str:
+    return "true" if value else "false"
+
+
+def _access(
+    tls: TlsFiles | None, password_file: Path | None, acl_file: Path | None, anonymous: bool
+) -> list[str]:
+    """The listener's lines about who gets in."""
+    lines = [_setting("allow_anonymous", _flag(anonymous), "Whether clients without credentials get in.")]
+    if tls is not None:
+        lines += [
+            _setting("cafile", tls.ca_file, "Who signs client certificates."),
+            _setting("certfile", tls.cert_file, "The broker's own certificate, with its chain."),
+            _setting("keyfile", tls.key_file, "Its private key: readable by the broker's user only."),
+            _setting("tls_version", "tlsv1.2", "Nothing older than TLS 1.2."),
+            _setting(
+                "require_certificate",
+                _flag(tls.require_certificate),
+                "Whether each client must show a certificate.",
+            ),
+        ]
+        if tls.require_certificate:
+            lines.append(
+                _setting(
+                    "use_identity_as_username",
+                    "true",
+                    "A certificate's common name is its user name: no passwords, and %u in the access list.",
+                )
+            )
+    if password_file is not None:
+        lines.append(_setting("password_file", password_file, "Made with mosquitto_passwd; hashes only."))
+    if acl_file is not None:
+        lines.append(
+            _setting("acl_file", acl_file, "Who may do what, e.g. 'pattern readwrite edgeslm/v1/+/%u/#'.")
+        )
+    return lines
+
+
+def mosquitto_config(
+    *,
+    port: int = 1883,
+    bind_address: str | None = None,
+    tls: TlsFiles | None = None,
+    password_file: Path | None = None,
+    acl_file: Path | None = None,
+    allow_anonymous: bool = False,
+    persistence_dir: Path | None = None,
+    save_each_change: bool = False,
+    user: str | None = None,
+    max_message_bytes: int = MAX_MESSAGE_BYTES,
+    max_queued_messages: int = 10_000,
+) -> str:
+    """A ``mosquitto.conf`` for mosquitto 2.0 that fits edgeslm, each line explained.
+
+    Args:
+        port: of the one listener.
+        bind_address: address to listen on; ``None`` is all.
+        tls: certificates; ``None`` is plain TCP.
+        password_file: who may log in by password.
+        acl_file: access list.
+        allow_anonymous: let clients in without credentials.
+        persistence_dir: where sessions, queued and retained messages survive a restart; ``None`` is nowhere.
+        save_each_change: write them on every change instead of once a minute: for tests, costly otherwise.
+        user: whom a broker started as root becomes; ``None`` is mosquitto's default.
+        max_message_bytes: largest payload.
+        max_queued_messages: QoS 1 messages kept for one absent or slow client.
+
+    Raises:
+        ConfigError: nobody could log in, or a value cannot stand in the file.
+    """
+    by_certificate = tls is not None and tls.require_certificate
+    if not (allow_anonymous or by_certificate or password_file is not None):
+        raise ConfigError(
+            "nobody could log in to this broker",
+            hint="Give a password file, TLS files that require certificates, or allow anonymous clients",
+        )
+    lines = ["# Written by edgeslm for mosquitto 2.0. See mosquitto.conf(5).\n"]
+    if user is not None:
+        lines.append(_setting("user", user, "Whom the broker becomes when started as root."))
+    lines += [
+        # per_listener_settings stays out: with it mosquitto 2.0.21 drops what comes for an absent client.
+        _setting("set_tcp_nodelay", "true", "Without it a QoS 1 round trip of 0.35 ms takes 88 ms (Nagle)."),
+        _setting(
+            "message_size_limit", max_message_bytes, "Bytes of the largest payload; longer ones are dropped."
+        ),
+        _setting(
+            "max_packet_size",
+            max_message_bytes + PACKET_OVERHEAD_BYTES,
+            "The same for whole packets: MQTT 5 clients are told, and need not be disconnected to find out.",
+        ),
+        _setting("max_inflight_messages", MAX_INFLIGHT, "Unacknowledged messages on the way to one client."),
+        _setting(
+            "max_queued_messages",
+            max_queued_messages,
+            "QoS 1 messages kept for a client that is away or slow; what comes after them is dropped.",
+        ),
+        _setting("queue_qos0_messages", "false", "Deltas of a stream are worth nothing later."),
+        _setting(
+            "persistent_client_expiration", "30d", "Forget sessions of MQTT 3.1.1 clients gone this long."
+        ),
+        _setting(
+            "persistence",
+            _flag(persistence_dir is not None),
+            "Whether a restart keeps sessions and messages.",
+        ),
+    ]
+    if persistence_dir is not None:
+        lines += [
+            _setting("persistence_location", f"{persistence_dir}/", "Where; owned by the broker's user."),
+            _setting(
+                "autosave_on_changes",
+                _flag(save_each_change),
+                "Whether the next line counts changes or seconds.",
+            ),
+            _setting(
+                "autosave_interval",
+                1 if save_each_change else 60,
+                "What a power cut may lose; the default is 1800.",
+            ),
+        ]
+    lines += [
+        _setting("log_dest", "stderr", "The journal, under systemd."),
+        _setting("log_type", "error", "What went wrong,"),
+        _setting("log_type", "warning", "what may go wrong,"),
+        _setting("log_type", "notice", "and who came and went."),
+        _setting(
+            "listener", f"{port} {bind_address}" if bind_address else port, "Port, and address if not all."
+        ),
+        *_access(tls, password_file, acl_file, allow_anonymous),
+    ]
+    return "\n".join(lines)
+
+
+def iotcore_config(*, port: int, port_311: int, max_message_bytes: int) -> str:
+    """The TOML for rumqttd 0.20 as iotcore takes it: one listener for each protocol version, on loopback."""
+
+    def listener(table: str, number: int) -> str:
+        return f"""
+[{table}]
+name = "{table.replace(".", "-")}"
+listen = "{LOOPBACK}:{number}"
+next_connection_delay_ms = 1
+    [{table}.connections]
+    connection_timeout_ms = 60000
+    max_payload_size = {max_message_bytes + PACKET_OVERHEAD_BYTES}
+    max_inflight_count = {MAX_INFLIGHT}
+"""
+
+    # A segment is what the broker keeps of one filter's messages, ten times the first figure in bytes.
+    return f"""id = 0
+[router]
+id = 0
+max_connections = 10010
+max_outgoing_packet_count = 200
+max_segment_size = {max(104_857_600 // 10, max_message_bytes)}
+max_segment_count = 10
+{listener("v5.1", port)}{listener("v4.1", port_311)}"""
+
+
+def find_mosquitto() -> str | None:
+    """Where the mosquitto program is; Debian keeps it out of a user's PATH."""
+    return shutil.which("mosquitto") or shutil.which(
+        "mosquitto", path="/usr/sbin:/usr/local/sbin:/opt/homebrew/sbin"
+    )
+
+
+def available_kinds() -> tuple[BrokerKind, ...]:
+    """The brokers that can be started here, best first."""
+    found: list[BrokerKind] = []
+    if find_mosquitto() is not None:
+        found.append("mosquitto")
+    if importlib.util.find_spec("iotcore") is not None:
+        found.append("iotcore")
+    return tuple(found)
+
+
+def _choose(kind: BrokerKind | None) -> BrokerKind:
+    available = available_kinds()
+    if kind is None and available:
+        return available[0]
+    if kind is not None and kind in available:
+        return kind
+    raise LinkError(
+        f"{kind} is not installed" if kind else "no MQTT broker is installed",
+        hint="Install one: 'apt-get install mosquitto' or 'pip install iotcore'",
+    )
+
+
+def _free_ports(count: int) -> list[int]:
+    with contextlib.ExitStack() as stack:
+        held = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for sock in held:
+            sock.bind((LOOPBACK, 0))
+        return [int(sock.getsockname()[1]) for sock in held]
+
+
+def _connect_packet(protocol: Literal["5", "3.1.1"]) -> bytes:
+    """CONNECT (section 3.1): clean session, keepalive 10 s, a new client name.
+
+    The name must be new: see the module docstring on clients that come back to iotcore.
+    """
+    name = f"edgeslm-probe-{uuid.uuid4().hex}".encode()
+    version, properties = (b"\x05", b"\x00") if protocol == "5" else (b"\x04", b"")
+    rest = b"\x00\x04MQTT" + version + b"\x02\x00\x0a" + properties + len(name).to_bytes(2, "big") + name
+    return b"\x10" + bytes([len(rest)]) + rest  # under 128 bytes: one byte of length
+
+
+def accepts_mqtt(port: int, *, protocol: Literal["5", "3.1.1"] = "5", host: str = LOOPBACK) -> bool:
+    """Whether a broker at `host`:`port` answers a CONNECT (with whatever reason code)."""
+    try:
+        with socket.create_connection((host, port), timeout=_PROBE_TIMEOUT_S) as sock:
+            sock.sendall(_connect_packet(protocol))
+            answer = sock.recv(1)
+            sock.sendall(_DISCONNECT)
+    except OSError:
+        return False
+    return answer == bytes([_CONNACK])
+
+
+class EmbeddedBroker:
+    """A broker of our own on loopback, as a child process.
+
+    It dies with the *thread* that called :meth:`start` or :meth:`restart` (that is how Linux defines the
+    parent of PR_SET_PDEATHSIG): start it from a thread that lasts. Elsewhere it ends at :meth:`stop` only.
+    """
+
+    def __init__(
+        self,
+        *,
+        kind: BrokerKind | None = None,
+        port: int | None = None,
+        persistence_dir: Path | None = None,
+        max_message_bytes: int = EMBEDDED_MAX_MESSAGE_BYTES,
+    ) -> None:
+        """Choose the broker; nothing is started yet.
+
+        Args:
+            kind: which; ``None`` takes mosquitto where it is installed, else iotcore.
+            port: listen there; ``None`` finds a free one.
+            persistence_dir: keep sessions and messages there over restarts, written at each change; only
+                mosquitto can.
+            max_message_bytes: largest payload.
+
+        Raises:
+            LinkError: that broker, or any, is not installed, or it cannot keep messages.
+        """
+        self._kind = _choose(kind)
+        if persistence_dir is not None and self._kind == "iotcore":
+            raise LinkError(
+                "iotcore keeps nothing over a restart", hint="Install mosquitto, or do without persistence"
+            )
+        free = _free_ports(2)
+        self._port = port if port is not None else free[0]
+        self._port_311 = self._port if self._kind == "mosquitto" else free[1]
+        self._persistence_dir = persistence_dir
+        self._max_message_bytes = max_message_bytes
+        self._process: subprocess.Popen[bytes] | None = None
+        self._directory: tempfile.TemporaryDirectory[str] | None = None
+
+    @property
+    def kind(self) -> BrokerKind:
+        """Which broker it is."""
+        return self._kind
+
+    @property
+    def port(self) -> int:
+        """Port for MQTT 5; it stays over restarts."""
+        return self._port
+
+    @property
+    def port_311(self) -> int:
+        """Port for MQTT 3.1.1: the same one on mosquitto, another on iotcore."""
+        return self._port_311
+
+    @property
+    def is_running(self) -> bool:
+        """Whether the process lives."""
+        return self._process is not None and self._process.poll() is None
+
+    def client_config(self, protocol: Literal["5", "3.1.1"] = "5") -> BrokerConfig:
+        """How a client reaches this broker."""
+        port = self._port if protocol == "5" else self._port_311
+        return BrokerConfig(host=LOOPBACK, port=port, protocol=protocol)
+
+    def start(self) -> Self:
+        """Start it and wait until it accepts MQTT. Does nothing if it runs.
+
+        Raises:
+            LinkError: it ends at once or does not answer in time; the text holds the end of its log.
+        """
+        if self.is_running:
+            return self
+        if self._directory is None:
+            self._directory = tempfile.TemporaryDirectory(prefix="edgeslm-broker-")
+        directory = Path(self._directory.name)
+        config = directory / ("mosquitto.conf" if self._kind == "mosquitto" else "rumqttd.toml")
+        config.write_text(self._config_text())
+        log = directory / "log"
+        with log.open("wb") as stderr:
+            self._process = subprocess.Popen(
+                self._command(config),
+                stdin=subprocess.DEVNULL,
+                stdout=stderr,
+                stderr=stderr,
+                cwd=directory,
+                start_new_session=True,  # Ctrl-C is ours to handle; the broker must still take our farewells
+            )
+        self._wait_until_ready(log)
+        return self
+
+    def stop(self) -> None:
+        """End it and remove its temporary files. Idempotent."""
+        self._end(signal.SIGTERM)
+        if self._directory is not None:
+            self._directory.cleanup()
+            self._directory = None
+
+    def kill(self) -> None:
+        """End it without a chance to save anything (SIGKILL); :meth:`start` brings it back on its port."""
+        self._end(signal.SIGKILL)
+
+    def restart(self) -> None:
+        """End it properly and start it again on the same port.
+
+        Raises:
+            LinkError: as :meth:`start`.
+        """
+        self._end(signal.SIGTERM)
+        self.start()
+
+    def __enter__(self) -> Self:
+        return self.start()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()
+
+    def _config_text(self) -> str:
+        if self._kind == "iotcore":
+            return iotcore_config(
+                port=self._port, port_311=self._port_311, max_message_bytes=self._max_message_bytes
+            )
+        return mosquitto_config(
+            port=self._port,
+            bind_address=LOOPBACK,
+            allow_anonymous=True,
+            persistence_dir=self._persistence_dir,
+            save_each_change=True,
+            # Dropping root would clear PR_SET_PDEATHSIG, and take away what root alone may write to.
+            user="root" if os.geteuid() == 0 else None,
+            max_message_bytes=self._max_message_bytes,
+        )
+
+    def _command(self, config: Path) -> list[str]:
+        launch = [sys.executable, "-P", "-c", _LAUNCH[self._kind], str(os.getpid())]
+        if self._kind == "iotcore":
+            return [*launch, str(config)]
+        program = find_mosquitto()
+        if program is None:
+            raise LinkError("mosquitto has disappeared")
+        if sys.platform != "linux":
+            return [program, "-c", str(config)]
+        return [*launch, program, "-c", str(config)]
+
+    def _wait_until_ready(self, log: Path) -> None:
+        deadline_s = time.monotonic() + START_TIMEOUT_S
+        while time.monotonic() < deadline_s and self.is_running:
+            if accepts_mqtt(self._port) and accepts_mqtt(self._port_311, protocol="3.1.1"):
+                return
+            time.sleep(_POLL_S)
+        tail = log.read_text("utf-8", "replace")[-_STDERR_TAIL_CHARS:].strip()
+        self._end(signal.SIGKILL)
+        raise LinkError(
+            f"{self._kind} does not accept MQTT on {LOOPBACK}:{self._port}: {tail or 'no output'}"
+        )
+
+    def _end(self, how: signal.Signals) -> None:
+        process, self._process = self._process, None
+        if process is None:
+            return
+        process.send_signal(how)
+        try:
+            process.wait(STOP_TIMEOUT_S)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()

@@ -1,0 +1,75 @@
+"""The port between the agent and whatever carries its messages.
+
+Adapters: :mod:`edgeslm.link.mqtt` (paho) and :mod:`edgeslm.link.inprocess`. Both pass one contract suite.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+
+def _no_ack() -> None:
+    """Acknowledge nothing: the message needs no acknowledgement."""
+
+
+@dataclass(frozen=True)
+class Message:
+    """One message, in or out.
+
+    Attributes:
+        qos: 0 or 1; nothing here depends on QoS 2.
+        response_topic: MQTT 5 Response Topic (section 3.3.2.3.5).
+        correlation: MQTT 5 Correlation Data (section 3.3.2.3.6).
+        expiry_s: MQTT 5 Message Expiry Interval in seconds, or ``None``.
+        acknowledge: on a received QoS 1 message, tells the sender side that it is safe here. Until it is
+            called the message is delivered again after a reconnect. Callable from any thread, once.
+    """
+
+    topic: str
+    payload: bytes
+    qos: int = 1
+    retain: bool = False
+    response_topic: str | None = None
+    correlation: bytes | None = None
+    expiry_s: int | None = None
+    acknowledge: Callable[[], None] = field(default=_no_ack, compare=False)
+
+
+class LinkEvents(Protocol):
+    """What a link tells its owner, always from the link's own thread: handlers must only enqueue."""
+
+    def on_message(self, message: Message) -> None:
+        """A message arrived on a subscribed filter."""
+
+    def on_connected(self, *, session_present: bool) -> None:
+        """The broker accepted us; `session_present` says that it kept our subscriptions and messages."""
+
+    def on_disconnected(self, reason: str) -> None:
+        """The connection is gone; the link reconnects by itself with backoff."""
+
+    def on_published(self, token: int) -> None:
+        """The QoS 1 message published under `token` is with the broker."""
+
+
+class Link(Protocol):
+    """Carries messages; reconnects by itself; never blocks the caller on the network."""
+
+    def start(self, events: LinkEvents, filters: Sequence[tuple[str, int]]) -> None:
+        """Connect in the background and keep (filter, qos) subscribed over reconnects.
+
+        Raises:
+            LinkError: the link cannot even be set up (bad certificate file, for example). An unreachable
+                broker is no error here: it is waited for.
+        """
+
+    def publish(self, message: Message) -> int | None:
+        """Hand `message` over; returns a token that ``on_published`` repeats, or ``None`` if not connected.
+
+        A message that was handed over but not yet confirmed when the connection breaks is **not** sent again
+        by the link after reconnecting: its owner, who has it stored, does that. QoS 0 tokens are not repeated.
+        """
+
+    def stop(self, farewell: Message | None = None) -> None:
+        """Publish `farewell` if connected, disconnect cleanly (no will), and join the thread. Idempotent."""

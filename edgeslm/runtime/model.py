@@ -1,0 +1,216 @@
+"""A package loaded for inference: the right graph for this runtime, proved, with tokenizer and template.
+
+A graph is served only after it has computed its golden vector: a runtime that loads a graph and computes rubbish
+(tflite-runtime 2.14 with per-channel int8 layers gives zeros) is refused with a reason.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import dataclass
+
+from edgeslm.errors import ModelLoadError, ProofError, RuntimeMissingError
+from edgeslm.runtime.backend import Runtime, choose_runtime, native_output_hidden
+from edgeslm.runtime.engine import Engine, SignatureEngine
+from edgeslm.runtime.generation import Generation, GenerationSettings, OnText, ShouldStop, generate
+from edgeslm.runtime.prompt import PromptTemplate
+from edgeslm.runtime.sampling import SamplingSettings
+from edgeslm.runtime.tokenizer import Tokenizer
+from edgeslm.schema.config import RuntimeChoice
+from edgeslm.schema.installed import InstalledPackage
+from edgeslm.schema.message import FinishReason, Options
+from edgeslm.schema.package import GraphProof, GraphSpec
+
+@dataclass(frozen=True)
+class Answer:
+    """An answer with its timings, and parsed where the package promises JSON objects and this is one."""
+
+    generation: Generation
+    data: dict[str, object] | None
+
+
+def prove(engine: Engine, proof: GraphProof, path: str) -> None:
+    """Compute the golden vector.
+
+    Raises:
+        ProofError: logits or greedy continuation differ from what the package states.
+    """
+    engine.reset()
+    engine.prefill(proof.tokens[:-1])
+    token = proof.tokens[-1]
+    for index, expected in enumerate(proof.greedy):
+        logits = engine.step(token)
+        if index == 0:
+            _compare_logits([float(logits[i]) for i in proof.logit_ids if i < logits.size], proof, path)
+        token = int(logits.argmax())
+        if token != expected:
+            raise ProofError(
+                f"golden vector: token {index} is {token}, the package states {expected}",
+                path=path,
+                hint="This runtime computes other values than the package was made with; it is not served",
+            )
+
+
+def _compare_logits(found: list[float], proof: GraphProof, path: str) -> None:
+    if len(found) != len(proof.logits):
+        raise ProofError("golden vector names tokens beyond the vocabulary", path=path)
+    # Negated so that NaN counts as a difference.
+    apart = [(f, e) for f, e in zip(found, proof.logits, strict=True) if not abs(f - e) <= proof.atol]
+    if not apart:
+        return
+    what = "all logits are zero" if not any(found) else f"a logit is {apart[0][0]:.4f} instead of {apart[0][1]:.4f}"
+    raise ProofError(
+        f"golden vector: {what} ({len(apart)} of {len(found)} differ by more than {proof.atol:g})",
+        path=path,
+        hint="This runtime computes other values than the package was made with; it is not served",
+    )
+
+
+class LoadedModel:
+    """One model, ready to answer on one thread.
+
+    Attributes:
+        installed: the package.
+        runtime: the runtime that computes it.
+        graph: the graph in use.
+        load_s: seconds that loading and proving took.
+    """
+
+    def __init__(
+        self,
+        installed: InstalledPackage,
+        runtime: Runtime,
+        graph: GraphSpec,
+        engine: Engine,
+        tokenizer: Tokenizer,
+        load_s: float,
+    ) -> None:
+        """Take the parts; :func:`load_model` makes them."""
+        manifest = installed.manifest
+        self.installed = installed
+        self.runtime = runtime
+        self.graph = graph
+        self.load_s = load_s
+        self._engine = engine
+        self._tokenizer = tokenizer
+        self._template = PromptTemplate(manifest.prompt_template, tokenizer, manifest.max_prompt_tokens)
+
+    @property
+    def name(self) -> str:
+        """Name and version."""
+        return f"{self.installed.manifest.name}@{self.installed.manifest.version}"
+
+    @property
+    def graph_file(self) -> str:
+        """The graph in use."""
+        return self.graph.file
+
+    @property
+    def runtime_name(self) -> str:
+        """The runtime that computes it, with version."""
+        return str(self.runtime)
+
+    @property
+    def context_tokens(self) -> int:
+        """Most tokens of prompt and answer together."""
+        return self._engine.context_tokens
+
+    def encode(self, prompt: str) -> list[int]:
+        """Token ids of `prompt` in the package's template.
+
+        Raises:
+            BadRequestError: nothing to answer, or it spells special tokens.
+            TooLargeError: longer than the model takes.
+        """
+        return self._template.encode(prompt)
+
+    def answer(
+        self,
+        prompt: str,
+        options: Options,
+        *,
+        on_text: OnText | None = None,
+        should_stop: ShouldStop | None = None,
+    ) -> Answer:
+        """Answer one prompt.
+
+        Args:
+            options: ``deadline_ms``, ``priority`` and ``stream`` are the caller's business.
+            on_text: gets the answer piece by piece, on this thread.
+            should_stop: asked between tokens.
+
+        Raises:
+            BadRequestError: see :meth:`encode`.
+            TooLargeError: see :meth:`encode`.
+            InferenceError: the runtime fails; the model can still be used for the next prompt.
+        """
+        manifest = self.installed.manifest
+        ids = self.encode(prompt)
+        room = self._engine.context_tokens - len(ids)
+        settings = GenerationSettings(
+            max_tokens=min(options.max_tokens or manifest.max_answer_tokens, room),
+            stop_tokens=frozenset(manifest.stop_tokens),
+            sampling=SamplingSettings(options.temperature, options.top_k, options.top_p, options.seed),
+            stop=options.stop,
+        )
+        generation = generate(
+            self._engine,
+            self._tokenizer,
+            ids,
+            settings,
+            on_text=on_text,
+            should_stop=should_stop if should_stop is not None else _no_reason,
+        )
+        return Answer(generation, _parse_object(generation.text) if manifest.json_answers else None)
+
+
+def _no_reason() -> FinishReason | None:
+    return None
+
+
+def _parse_object(text: str) -> dict[str, object] | None:
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+    return value if isinstance(value, dict) else None
+
+
+def load_model(installed: InstalledPackage, choice: RuntimeChoice = "auto", threads: int = 1) -> LoadedModel:
+    """Open the first graph that this runtime is trusted with and that proves right.
+
+    Raises:
+        RuntimeMissingError: no runtime, or none that the package has a graph for.
+        ProofError: every suitable graph computes other values than the package states.
+        ModelLoadError: no suitable graph can be opened; the first reason is told.
+    """
+    runtime = choose_runtime(choice)
+    manifest = installed.manifest
+    if manifest.task != "generate" or manifest.tokenizer is None:
+        raise ModelLoadError(
+            f"{manifest.name} is for task '{manifest.task}'; this release runs 'generate'",
+            path=str(installed.directory),
+        )
+    started = time.perf_counter()
+    failures: list[ModelLoadError] = []
+    for graph in manifest.graphs:
+        if runtime.kind not in graph.runtimes:
+            continue
+        path = installed.file(graph.file)
+        try:
+            with native_output_hidden():
+                engine = SignatureEngine(path, runtime, threads)
+                prove(engine, graph.proof, str(path))
+        except ModelLoadError as error:
+            failures.append(error)
+            continue
+        tokenizer = Tokenizer(installed.file(manifest.tokenizer.file))
+        return LoadedModel(installed, runtime, graph, engine, tokenizer, time.perf_counter() - started)
+    if failures:
+        raise failures[0]
+    raise RuntimeMissingError(
+        f"{manifest.name} has no graph for {runtime} (it has: "
+        + ", ".join(f"{graph.file} for {'/'.join(graph.runtimes)}" for graph in manifest.graphs)
+        + ")"
+    )
