@@ -6,7 +6,7 @@ Nothing of the user's own settings or agents is touched: a free port, a temporar
 ``EDGESLM_AGENT_*``.
 
 The command line is the only place that starts processes; what an answer does to the home is decided in
-:mod:`edgeslm.sim.home`.
+:mod:`edgeslm.sim.home_intents`.
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ import json
 import os
 import signal
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
@@ -32,35 +31,25 @@ import click
 from pydantic import ValidationError
 
 from edgeslm import topics
+from edgeslm.cli.agent_process import AgentProcess, printable
 from edgeslm.cli.output import json_option, print_json, reporting_errors
 from edgeslm.cli.requests import format_energy
 from edgeslm.codec import describe
-from edgeslm.errors import EdgeslmError, LinkError
+from edgeslm.errors import EdgeslmError
 from edgeslm.schema.config import BrokerConfig
 from edgeslm.schema.message import Options, PromptRequest, Result, StreamDelta
 
 if TYPE_CHECKING:
     from edgeslm.link.client import RequestClient
-    from edgeslm.sim.home import Command, Home
+    from edgeslm.sim.home import Home
     from edgeslm.sim.home_devices import HomeController
+    from edgeslm.sim.script import Command
 
 FLEET = "demo"
 DEVICE = "demo"
-ONLINE_TIMEOUT_S = 60.0
 ANSWER_TIMEOUT_S = 30.0
-STOP_TIMEOUT_S = 8.0
 DEFAULT_PACE_S = 1.0
-_LOG_TAIL_CHARS = 2000
 _INTERRUPTED = 130
-
-# PR_SET_PDEATHSIG (prctl(2)) survives exec. The parent may have died before the call: then no signal comes.
-_DIE_WITH_PARENT = """
-import ctypes, os, signal, sys
-ctypes.CDLL(None).prctl(1, signal.SIGTERM)
-if os.getppid() != int(sys.argv[1]):
-    sys.exit(1)
-os.execv(sys.executable, [sys.executable, *sys.argv[2:]])
-"""
 
 
 @click.command()
@@ -124,6 +113,33 @@ def _signals_unwind() -> Iterator[None]:
 
 
 @contextmanager
+def _noticing_the_end_of(agent: AgentProcess) -> Iterator[None]:
+    """Let the agent's death interrupt the block, which may be waiting for an answer that never comes.
+
+    For the main thread: Python runs signal handlers there.
+
+    Raises:
+        LinkError: the agent is dead.
+    """
+    before = signal.getsignal(signal.SIGCHLD)
+
+    def on_child(number: int, frame: FrameType | None) -> None:
+        del number, frame
+        if agent.is_running:
+            return  # it was stopped or continued, or the broker ended
+        # Once only: the end of the broker must not break the cleaning up.
+        signal.signal(signal.SIGCHLD, before)
+        agent.check()
+
+    signal.signal(signal.SIGCHLD, on_child)
+    try:
+        agent.check()  # it may have died before anyone was told
+        yield
+    finally:
+        signal.signal(signal.SIGCHLD, before)
+
+
+@contextmanager
 def _running(kind: Literal["auto", "mosquitto", "iotcore"], screen: _Screen) -> Iterator[_Stage]:
     """Broker, agent, home and client, all connected."""
     from edgeslm.link.broker import EmbeddedBroker  # noqa: PLC0415
@@ -137,7 +153,11 @@ def _running(kind: Literal["auto", "mosquitto", "iotcore"], screen: _Screen) -> 
         directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="edgeslm-demo-")))
         broker = stack.enter_context(EmbeddedBroker(kind=None if kind == "auto" else kind))
         screen.note(f"broker {broker.kind} on 127.0.0.1:{broker.port}")
-        agent = stack.enter_context(_AgentProcess(broker.port, directory))
+        agent = stack.enter_context(
+            AgentProcess(
+                broker.port, directory / "state", fleet=FLEET, device=DEVICE, log=directory / "agent.log"
+            )
+        )
         config = BrokerConfig(port=broker.port, session_expiry_s=0)
         stack.enter_context(SimulatedDevices(MqttLink(config, "home-devices"), home))
         controller = stack.enter_context(HomeController(MqttLink(config, "home-controller"), home))
@@ -147,83 +167,6 @@ def _running(kind: Literal["auto", "mosquitto", "iotcore"], screen: _Screen) -> 
         screen.note(f"agent online, process {agent.pid}")
         screen.note(f"watch it: mosquitto_sub -V mqttv5 -p {broker.port} -v -t 'home/#' -t 'edgeslm/#'")
         yield _Stage(client, controller, agent, broker.kind, home)
-
-
-class _AgentProcess:
-    """``edgeslm agent run`` as a child."""
-
-    def __init__(self, port: int, directory: Path) -> None:
-        self._log = directory / "agent.log"
-        arguments = ["-m", "edgeslm", "agent", "run", "--fleet", FLEET, "--device", DEVICE]
-        arguments += ["--host", "127.0.0.1", "--port", str(port), "--state-dir", str(directory / "state")]
-        if sys.platform == "linux":
-            arguments = ["-c", _DIE_WITH_PARENT, str(os.getpid()), *arguments]
-        self._command = [sys.executable, *arguments]
-        self._process: subprocess.Popen[bytes] | None = None
-
-    def __enter__(self) -> _AgentProcess:
-        environment = {k: v for k, v in os.environ.items() if not k.startswith("EDGESLM_AGENT_")}
-        with self._log.open("wb") as log:
-            self._process = subprocess.Popen(
-                self._command,
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                env=environment,
-                # Ctrl-C reaches the demo alone, which ends the agent before its broker.
-                start_new_session=True,
-            )
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        process = self._process
-        if process is None or process.poll() is not None:
-            return
-        process.terminate()
-        try:
-            process.wait(STOP_TIMEOUT_S)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
-
-    @property
-    def pid(self) -> int:
-        """The agent's process number."""
-        return self._process.pid if self._process is not None else 0
-
-    def wait_online(self, client: RequestClient) -> None:
-        """Wait until the agent says so itself.
-
-        Raises:
-            LinkError: it died, or said nothing in time; its log is shown.
-        """
-        deadline_s = time.monotonic() + ONLINE_TIMEOUT_S
-        while True:
-            self.check()
-            try:
-                client.wait_online(FLEET, DEVICE, 0.5)
-            except LinkError as error:
-                if time.monotonic() > deadline_s:
-                    raise LinkError(
-                        f"the agent is not online after {ONLINE_TIMEOUT_S:g} s{self._tail()}"
-                    ) from error
-            else:
-                return
-
-    def check(self) -> None:
-        """Make sure that it lives.
-
-        Raises:
-            LinkError: it does not; its log is shown.
-        """
-        code = self._process.poll() if self._process is not None else None
-        if code is not None:
-            raise LinkError(f"the agent ended with exit code {code}{self._tail()}")
-
-    def _tail(self) -> str:
-        text = self._log.read_text("utf-8", "replace")[-_LOG_TAIL_CHARS:].strip()
-        shown = _printable(text, keep="\n")
-        return f". Its log:\n{shown}" if shown else ", its log is empty"
 
 
 # --- asking and judging -------------------------------------------------------------------------------------
@@ -249,7 +192,7 @@ class _Turn:
     @property
     def is_right(self) -> bool:
         """Whether the answer is the expected one."""
-        from edgeslm.sim.home import same_json  # noqa: PLC0415
+        from edgeslm.sim.script import same_json  # noqa: PLC0415
 
         return self.expected is not None and same_json(self.got, self.expected)
 
@@ -274,7 +217,7 @@ class _Stage:
 
     client: RequestClient
     controller: HomeController
-    agent: _AgentProcess
+    agent: AgentProcess
     broker: str
     first_home: Home
     turns: list[_Turn] = field(default_factory=list)
@@ -288,9 +231,9 @@ class _Stage:
         turn = _Turn(prompt, dict(command.answer) if command is not None else None)
         self.turns.append(turn)
         screen.prompt(prompt, is_typed=command is None and sys.stdin.isatty())
-        self.agent.check()
         try:
-            self._ask(turn, screen)
+            with _noticing_the_end_of(self.agent):
+                self._ask(turn, screen)
             self._act(turn)
         except ValidationError as error:
             turn.problem = describe(error)
@@ -358,7 +301,7 @@ def _faults(turn: _Turn, command: Command, home: Home) -> list[str]:
 
 def _play(stage: _Stage, screen: _Screen, pace_s: float) -> list[str]:
     """Run the script and sum it up; what was wrong, one line each."""
-    from edgeslm.sim.home import load_script  # noqa: PLC0415
+    from edgeslm.sim.script import load_script  # noqa: PLC0415
 
     for command in load_script().commands:
         stage.say(command.say, screen, command)
@@ -421,30 +364,30 @@ class _Screen:
         self._shown = ""
         if not is_typed:
             self._line()
-            self._line(f"> {_printable(text)}", bold=True)
+            self._line(f"> {printable(text)}", bold=True)
         self._line("  ", end=False)
 
     def delta(self, delta: StreamDelta) -> None:
         """A piece of the answer."""
-        text = _printable(delta.text)
+        text = printable(delta.text)
         self._shown += text
         self._line(text, end=False, fg="cyan")
 
     def turn(self, turn: _Turn) -> None:
         """The rest of the answer, what the home did, and what it cost."""
-        whole = _printable((turn.result.text if turn.result is not None else None) or "")
+        whole = printable((turn.result.text if turn.result is not None else None) or "")
         # Deltas are QoS 0: what was lost on the way is shown again as a whole.
         is_prefix = whole.startswith(self._shown)
         self._line(whole[len(self._shown) :] if is_prefix else f"\n  {whole}", fg="cyan")
         for change in turn.changes:
-            self._line(f"  {_printable(change)}", fg="green")
+            self._line(f"  {printable(change)}", fg="green")
         if turn.reply is not None:
-            self._line(f"  {_printable(turn.reply)}", fg="green")
+            self._line(f"  {printable(turn.reply)}", fg="green")
         if turn.problem is not None:
-            self._line(f"  {_printable(turn.problem)}", fg="yellow")
+            self._line(f"  {printable(turn.problem)}", fg="yellow")
         for fault in turn.faults:
             if fault != turn.problem:
-                self._line(f"  wrong: {_printable(fault)}", fg="red")
+                self._line(f"  wrong: {printable(fault)}", fg="red")
         if turn.result is not None and turn.result.receipt is not None:
             self._line(f"  {_cost(turn.result)}", dim=True)
 
@@ -459,7 +402,7 @@ class _Screen:
         self._line()
         for number, (name, was, now) in enumerate(rows):
             style: dict[str, Any] = {"bold": True} if number == 0 else {}
-            self._line(f"{name:{widths[0]}}  {was:{widths[1]}}  {_printable(now)}", **style)
+            self._line(f"{name:{widths[0]}}  {was:{widths[1]}}  {printable(now)}", **style)
 
     def summary(self, figures: dict[str, Any], wrong: list[str]) -> None:
         """The figures, and what was wrong."""
@@ -473,7 +416,7 @@ class _Screen:
             )
             self._line(f"{figures['model']} on {figures['runtime']}, broker {figures['broker']}")
         for fault in wrong:
-            self._line(f"wrong: {_printable(fault)}", fg="red")
+            self._line(f"wrong: {printable(fault)}", fg="red")
 
 
 def _cost(result: Result) -> str:
@@ -487,8 +430,3 @@ def _cost(result: Result) -> str:
 
 def _compact(value: object) -> str:
     return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
-
-
-def _printable(text: str, keep: str = "") -> str:
-    """`text` without what could steer a terminal: answers and logs are not trusted."""
-    return "".join(char if char.isprintable() or char in keep else "?" for char in text)

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from edgeslm.schema.installed import InstalledPackage
 
 BUILTIN = "builtin:"
+CACHE_NAME = "cache"
 
 
 def builtin_packages() -> list[str]:
@@ -79,8 +80,9 @@ def open_model(
     from edgeslm.power.boards import choose_board  # noqa: PLC0415
     from edgeslm.runtime.model import load_model  # noqa: PLC0415
 
-    installed = install_package(reference, store_dir or default_store_dir())
-    return load_model(installed, runtime, threads or choose_board(None).threads)
+    store_dir = store_dir or default_store_dir()
+    installed = install_package(reference, store_dir)
+    return load_model(installed, runtime, threads or choose_board(None).threads, store_dir / CACHE_NAME)
 
 
 def read_agent_config(path: Path, overrides: dict[str, Any]) -> AgentConfig:
@@ -145,7 +147,8 @@ def build_agent(config: AgentConfig, config_dir: Path) -> Agent:
         name = installed.manifest.name
         if name in models:
             raise ConfigError(f"two packages are called '{name}'", key="models")
-        models[name] = load_model(installed, config.runtime, config.threads or board.threads)
+        threads = config.threads or board.threads
+        models[name] = load_model(installed, config.runtime, threads, config.state_dir / CACHE_NAME)
     will = availability(config.fleet, config.device, "offline")
     limits = config.limits
     return Agent(

@@ -30,7 +30,9 @@ means, and removing filters of an earlier program version from a session that th
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import os
 import random
 import select
 import socket
@@ -68,6 +70,8 @@ CONNECT_TIMEOUT_S = 10.0
 MIN_BACKOFF_S = 0.2
 MAX_BACKOFF_S = 10.0
 FAREWELL_TIMEOUT_S = 2.0
+LINGER_S = 0.2
+"""For the broker to close a connection after DISCONNECT."""
 _JOIN_TIMEOUT_S = CONNECT_TIMEOUT_S + FAREWELL_TIMEOUT_S + 1.0
 
 
@@ -287,8 +291,21 @@ class _Connection:
             self._client.loop_write()
         self._client.loop_misc()
 
-    def disconnect(self) -> None:
-        self._client.disconnect()
+    def disconnect(self, deadline_s: float) -> None:
+        """Send DISCONNECT, and let the broker close the connection first."""
+        sock = self._client.socket()
+        if sock is None:
+            return
+        # paho closes at once, which rumqttd counts as a second disconnection: a client that connects in that
+        # moment and is given the freed connection number is thrown out.
+        with socket.socket(fileno=os.dup(sock.fileno())) as held:
+            self._client.disconnect()
+            while self.is_open() and time.monotonic() < deadline_s:
+                self.step(deadline_s - time.monotonic())
+            held.settimeout(LINGER_S)
+            with contextlib.suppress(OSError):
+                while held.recv(4096):
+                    pass
 
     def close(self) -> None:
         sock = self._client.socket()
@@ -616,9 +633,7 @@ class MqttLink:
             with self._lock:
                 if not connection.is_pending(token):
                     break
-        connection.disconnect()
-        while connection.is_open() and time.monotonic() < deadline_s:
-            connection.step(deadline_s - time.monotonic())
+        connection.disconnect(deadline_s)
 
     # --- telling the owner ---------------------------------------------------------------------------------
 

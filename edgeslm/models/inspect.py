@@ -10,15 +10,8 @@ from pathlib import Path
 from typing import Literal
 
 from edgeslm.errors import PackageError
-from edgeslm.models.package import (
-    MAX_GOLDEN_BYTES,
-    Contents,
-    archive_size_bytes,
-    check_package,
-    fault,
-    layout,
-    parse_golden,
-)
+from edgeslm.models.archive import archive_size_bytes, fault, layout
+from edgeslm.models.package import MAX_GOLDEN_BYTES, Contents, check_package, parse_golden
 from edgeslm.schema.base import FileModel
 from edgeslm.schema.installed import InstalledPackage
 from edgeslm.schema.message import Task

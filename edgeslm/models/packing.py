@@ -1,6 +1,6 @@
 """Writing ``.slm`` files.
 
-The same draft and members always give the same bytes: :mod:`edgeslm.models.package` fixes the byte form,
+The same draft and members always give the same bytes: :mod:`edgeslm.models.archive` fixes the byte form,
 and the manifest is written with sorted keys and only what the draft says (a field that a later release adds
 with a default stays out of packages that do not use it, so that older releases go on reading them).
 
@@ -31,21 +31,19 @@ from edgeslm.errors import (
     PackagePathError,
     PackageSizeError,
 )
-from edgeslm.models.package import (
+from edgeslm.models.archive import (
     CHUNK_BYTES,
     FILE_NAME,
     MAX_ARCHIVE_BYTES,
     Entry,
     archive_size_bytes,
-    check_package,
     directory,
     fault,
     layout,
     local_header,
     open_regular,
-    sync_directory,
-    writing,
 )
+from edgeslm.models.package import check_package, sync_directory, writing
 from edgeslm.schema.package import MANIFEST_NAME, MAX_MANIFEST_BYTES, MAX_MEMBERS, Manifest
 
 DRAFT_NAMES = (MANIFEST_NAME, "manifest.yaml")
@@ -133,7 +131,7 @@ def serialized(entries: Sequence[Entry], sources: Mapping[str, Path | bytes]) ->
     """The bytes of a package, chunk by chunk.
 
     Args:
-        entries: as :func:`edgeslm.models.package.layout` gives them.
+        entries: as :func:`edgeslm.models.archive.layout` gives them.
         sources: the file of each member, or its bytes.
 
     Raises:

@@ -41,16 +41,8 @@ from edgeslm.errors import (
     PackageSizeError,
     StoreError,
 )
-from edgeslm.models.package import (
-    extract,
-    fault,
-    layout,
-    parse_manifest,
-    read_manifest,
-    sha256_file,
-    sync_directory,
-    writing,
-)
+from edgeslm.models.archive import fault, layout, sha256_file
+from edgeslm.models.package import extract, parse_manifest, read_manifest, sync_directory, writing
 from edgeslm.models.packing import measure, serialized
 from edgeslm.schema.base import is_identifier
 from edgeslm.schema.installed import InstalledPackage
@@ -135,7 +127,7 @@ class ModelStore:
         """
         directory = self._directory(sha256)
         if not directory.is_dir():
-            raise StoreError(f"{self.root}: no package {sha256} is installed")
+            raise StoreError(f"{self.root}: no package {sha256} is installed", path=str(directory))
         manifest = _read_installed_manifest(directory)
         _check_files(directory, manifest)
         return InstalledPackage(directory, manifest, sha256)
@@ -198,6 +190,7 @@ class ModelStore:
                     if self._read_link(slot, link.name) == sha256:
                         raise StoreError(
                             f"{self.root}: package {sha256} is {slot} for {link.name}",
+                            path=str(link),
                             hint="Make another package current, or drop the previous one, before removing it",
                         )
             if not directory.is_dir():
@@ -220,7 +213,10 @@ class ModelStore:
         with self._locked():
             installed = self.get(sha256)
             if installed.manifest.name != name:
-                raise StoreError(f"{self.root}: package {sha256} is {installed.manifest.name}, not {name}")
+                raise StoreError(
+                    f"{self.root}: package {sha256} is {installed.manifest.name}, not {name}",
+                    path=str(installed.directory),
+                )
             before = self._read_link("current", name)
             if before == sha256:
                 return installed
@@ -266,13 +262,17 @@ class ModelStore:
             return None  # installing again is the cure
 
     def _need_room(self, manifest: Manifest) -> None:
-        needed_bytes = MAX_MANIFEST_BYTES + sum(member.size_bytes for member in manifest.files.values())
+        members_bytes = sum(member.size_bytes for member in manifest.files.values())
+        needed_bytes = MAX_MANIFEST_BYTES + members_bytes + _SPARE_BYTES
         with writing(self.root):
             free_bytes = shutil.disk_usage(self.root).free
-        if needed_bytes + _SPARE_BYTES > free_bytes:
+        if needed_bytes > free_bytes:
             raise StoreError(
                 f"{self.root}: no room for {manifest.name} {manifest.version}: it needs "
-                f"{(needed_bytes + _SPARE_BYTES) / 2**20:.0f} MiB, {free_bytes / 2**20:.0f} MiB are free",
+                f"{needed_bytes / 2**20:.0f} MiB, {free_bytes / 2**20:.0f} MiB are free",
+                path=str(self.root),
+                needed_bytes=needed_bytes,
+                free_bytes=free_bytes,
                 hint="Remove a package that is no longer needed",
             )
 
@@ -344,10 +344,12 @@ class ModelStore:
             what = (
                 "is no symbolic link" if error.errno == errno.EINVAL else f"cannot be read: {error.strerror}"
             )
-            raise StoreError(f"{link}: {what}") from error
+            raise StoreError(f"{link}: {what}", path=str(link)) from error
         sha256 = target.removeprefix(f"../{_PREFIX}")
         if not _SHA256.fullmatch(sha256):
-            raise StoreError(f"{link}: points to {ascii(target)[:120]}, which is no package of this store")
+            raise StoreError(
+                f"{link}: points to {ascii(target)[:120]}, which is no package of this store", path=str(link)
+            )
         return sha256
 
     def _write_link(self, slot: Slot, name: str, sha256: str) -> None:
@@ -379,7 +381,7 @@ def _children(directory: Path) -> list[Path]:
     try:
         return sorted(directory.iterdir())
     except OSError as error:
-        raise StoreError(f"{directory}: cannot be read: {error.strerror}") from error
+        raise StoreError(f"{directory}: cannot be read: {error.strerror}", path=str(directory)) from error
 
 
 def _read_installed_manifest(directory: Path) -> Manifest:
@@ -392,7 +394,7 @@ def _read_installed_manifest(directory: Path) -> Manifest:
             PackageContentError, directory, "is missing", member=MANIFEST_NAME, hint=_INSTALL_AGAIN
         ) from error
     except OSError as error:
-        raise StoreError(f"{path}: cannot be read: {error.strerror}") from error
+        raise StoreError(f"{path}: cannot be read: {error.strerror}", path=str(path)) from error
     return parse_manifest(data, directory)
 
 
@@ -417,4 +419,4 @@ def _status(path: Path) -> os.stat_result:
     try:
         return path.lstat()
     except OSError as error:
-        raise StoreError(f"{path}: cannot be read: {error.strerror}") from error
+        raise StoreError(f"{path}: cannot be read: {error.strerror}", path=str(path)) from error

@@ -102,12 +102,11 @@ def native_output_hidden() -> Iterator[None]:
         os.close(sink)
 
 
-def open_interpreter(path: Path, runtime: Runtime, threads: int) -> Any:
-    """An ``Interpreter`` over the graph at `path`, memory-mapped, with `threads` worker threads.
+def check_flatbuffer(path: Path) -> None:
+    """Refuse a file that no runtime should even be shown.
 
     Raises:
-        ModelLoadError: unreadable, no TFLite flatbuffer, or the runtime refuses it.
-        RuntimeMissingError: the runtime is installed but cannot be imported.
+        ModelLoadError: unreadable, or no TFLite flatbuffer.
     """
     try:
         with path.open("rb") as file:
@@ -116,6 +115,16 @@ def open_interpreter(path: Path, runtime: Runtime, threads: int) -> Any:
         raise ModelLoadError(f"cannot read graph: {error.strerror}", path=str(path)) from error
     if head[4:8] != TFLITE_MAGIC:
         raise ModelLoadError(f"{path.name} is no TFLite flatbuffer", path=str(path))
+
+
+def open_interpreter(path: Path, runtime: Runtime, threads: int) -> Any:
+    """An ``Interpreter`` over the graph at `path`, memory-mapped, with `threads` worker threads.
+
+    Raises:
+        ModelLoadError: unreadable, no TFLite flatbuffer, or the runtime refuses it.
+        RuntimeMissingError: the runtime is installed but cannot be imported.
+    """
+    check_flatbuffer(path)
     try:
         module = importlib.import_module(runtime.module)
     except ImportError as error:

@@ -2,7 +2,8 @@
 
 Follows the LiteRT community's convention for generative models: signatures ``prefill_<n>`` and ``decode`` that
 take ``tokens`` (1, n) int32, ``input_pos`` (n,) int32, optionally ``mask`` (1, 1, n, context) float32, and the
-caches ``kv_cache_k_<i>``/``kv_cache_v_<i>``, and give back the caches; ``decode`` also gives ``logits``.
+caches ``kv_cache_k_<i>``/``kv_cache_v_<i>``, and give back the caches; ``decode`` also gives ``logits``. Who
+computes a signature, and where the caches lie, is an executor's business (:mod:`edgeslm.runtime.executor`).
 
 The cache is written at ``input_pos``; what lies beyond the position is never attended to (the mask hides it), so
 a prefill chunk may be padded. DYNAMIC_UPDATE_SLICE clamps its start, therefore a padded chunk must still fit:
@@ -12,20 +13,15 @@ position + chunk <= context, else the tokens go one by one.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
-from pathlib import Path
-from typing import Any, Protocol
+from collections.abc import Callable, Mapping, Sequence
+from typing import Protocol
 
 import numpy as np
-import numpy.typing as npt
 
-from edgeslm.errors import InferenceError, ModelLoadError
-from edgeslm.runtime.backend import Runtime, open_interpreter
+from edgeslm.errors import InferenceError
+from edgeslm.runtime.executor import KV_PREFIX, Arrays, GraphExecutor, Logits, Shape
 
-Logits = npt.NDArray[np.float32]
-
-_PREFILL = re.compile(r"^prefill(?:_(\d+))?$")
-_KV_PREFIX = "kv_cache_"
+_PREFILL = re.compile(r"^prefill(?:_\d+)?$")
 _HIDDEN = np.float32(-0.7 * float(np.finfo(np.float32).max))
 """Added to a score to hide it; LiteRT's own value: large, yet two of them add up without overflow."""
 
@@ -81,67 +77,21 @@ def plan_chunks(count: int, position: int, context_tokens: int, sizes: Sequence[
     return chunks
 
 
-class SignatureEngine:
-    """`Engine` over the ``Interpreter`` signature runners, which both runtimes have."""
+class KvEngine:
+    """`Engine` over an executor."""
 
-    def __init__(self, path: Path, runtime: Runtime, threads: int) -> None:
-        """Open the graph.
-
-        Raises:
-            ModelLoadError: it cannot be opened or lacks the signatures of the convention.
-        """
-        self._path = path
-        self._interpreter = open_interpreter(path, runtime, threads)
-        signatures = self._interpreter.get_signature_list()
-        if "decode" not in signatures:
-            raise self._unsuited(f"no 'decode' signature among {sorted(signatures)[:8]}")
-        self._decode = self._interpreter.get_signature_runner("decode")
-        details = self._decode.get_input_details()
-        self._kv_names = sorted(name for name in details if name.startswith(_KV_PREFIX))
-        if not self._kv_names or not {"tokens", "input_pos"} <= details.keys():
-            raise self._unsuited(f"'decode' takes {sorted(details)[:8]}")
-        outputs = set(self._decode.get_output_details())
-        if "logits" not in outputs or not outputs.issuperset(self._kv_names):
-            raise self._unsuited(f"'decode' gives {sorted(outputs)[:8]}")
-        self._has_mask = "mask" in details
-        self._kv_shapes = {name: tuple(int(n) for n in details[name]["shape"]) for name in self._kv_names}
-        self._context_tokens = self._find_context(details)
-        self._prefill_names = self._find_prefills(signatures)
-        self._prefill_runners: dict[int, Any] = {}
-        self._kv: dict[str, npt.NDArray[np.float32]] = {}
+    def __init__(self, executor: GraphExecutor) -> None:
+        self._executor = executor
+        decode = executor.inputs("decode")
+        self._has_mask = "mask" in decode
+        self._context_tokens = _find_context(decode)
+        self._prefill_names = {
+            executor.inputs(name)["tokens"][-1]: name for name in executor.signatures if _PREFILL.match(name)
+        }
         self._position = 0
         self._token = np.zeros((1, 1), np.int32)
         self._pos = np.zeros((1,), np.int32)
         self._mask = np.full((1, 1, 1, self._context_tokens), _HIDDEN, np.float32)
-        self.reset()
-
-    def _unsuited(self, what: str) -> ModelLoadError:
-        return ModelLoadError(
-            f"{self._path.name} is no generative graph: {what}",
-            path=str(self._path),
-            hint="Needed: signatures 'decode' and 'prefill_<n>' with tokens, input_pos and kv_cache_* tensors",
-        )
-
-    def _find_context(self, details: dict[str, Any]) -> int:
-        if self._has_mask:
-            return int(details["mask"]["shape"][-1])
-        # Without a mask input the only length that a cache has beside heads and head size is the context;
-        # the community's layout is (batch, context, heads, head size).
-        return self._kv_shapes[self._kv_names[0]][1]
-
-    def _find_prefills(self, signatures: dict[str, Any]) -> dict[int, str]:
-        found: dict[int, str] = {}
-        for name in signatures:
-            match = _PREFILL.match(name)
-            if match is None:
-                continue
-            if match.group(1):
-                length = int(match.group(1))
-            else:
-                runner = self._interpreter.get_signature_runner(name)
-                length = int(runner.get_input_details()["tokens"]["shape"][-1])
-            found[length] = name
-        return found
 
     @property
     def context_tokens(self) -> int:
@@ -156,23 +106,12 @@ class SignatureEngine:
     def reset(self) -> None:
         """Forget the sequence. Stale cache contents stay: the mask hides them until they are overwritten."""
         self._position = 0
-        if not self._kv:
-            self._kv = {name: np.zeros(shape, np.float32) for name, shape in self._kv_shapes.items()}
 
     def _room_for(self, count: int) -> None:
         if self._position + count > self._context_tokens:
             raise InferenceError(
                 f"{self._position} + {count} tokens exceed the context of {self._context_tokens}"
             )
-
-    def _call(self, runner: Any, inputs: dict[str, Any]) -> dict[str, Any]:
-        try:
-            outputs: dict[str, Any] = runner(**inputs, **self._kv)
-        except (ValueError, RuntimeError) as error:
-            raise InferenceError(f"{self._path.name} failed while computing: {str(error)[:300]}") from error
-        for name in self._kv_names:
-            self._kv[name] = outputs[name]
-        return outputs
 
     def prefill(self, tokens: Sequence[int], should_stop: Callable[[], bool] | None = None) -> None:
         """Append `tokens` without computing logits; `should_stop` is asked between chunks.
@@ -199,16 +138,14 @@ class SignatureEngine:
         return min((size for size in self._prefill_names if taken <= size <= room), default=None)
 
     def _prefill_chunk(self, chunk: Sequence[int], size: int) -> None:
-        if size not in self._prefill_runners:
-            self._prefill_runners[size] = self._interpreter.get_signature_runner(self._prefill_names[size])
         padded = np.zeros((1, size), np.int32)
         padded[0, : len(chunk)] = chunk
         positions = np.arange(self._position, self._position + size, dtype=np.int32)
-        inputs: dict[str, Any] = {"tokens": padded, "input_pos": positions}
+        inputs: Arrays = {"tokens": padded, "input_pos": positions}
         if self._has_mask:
             seen = np.arange(self._context_tokens)[None, :] <= positions[:, None]
             inputs["mask"] = np.where(seen, np.float32(0), _HIDDEN)[None, None]
-        self._call(self._prefill_runners[size], inputs)
+        self._executor.run(self._prefill_names[size], inputs)
         self._position += len(chunk)
 
     def step(self, token: int) -> Logits:
@@ -220,12 +157,20 @@ class SignatureEngine:
         self._room_for(1)
         self._token[0, 0] = token
         self._pos[0] = self._position
-        inputs: dict[str, Any] = {"tokens": self._token, "input_pos": self._pos}
+        inputs: Arrays = {"tokens": self._token, "input_pos": self._pos}
         if self._has_mask:
             self._mask[..., : self._position + 1] = 0
             self._mask[..., self._position + 1 :] = _HIDDEN
             inputs["mask"] = self._mask
-        outputs = self._call(self._decode, inputs)
+        logits = self._executor.run("decode", inputs)
+        if logits is None:
+            raise InferenceError("'decode' gave no logits")
         self._position += 1
-        logits: Logits = outputs["logits"].reshape(-1)
         return logits
+
+
+def _find_context(decode: Mapping[str, Shape]) -> int:
+    if "mask" in decode:
+        return decode["mask"][-1]
+    # Without a mask input the community's layout is (batch, context, heads, head size).
+    return next(shape for name, shape in sorted(decode.items()) if name.startswith(KV_PREFIX))[1]

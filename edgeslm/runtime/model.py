@@ -9,12 +9,14 @@ from __future__ import annotations
 import json
 import time
 from dataclasses import dataclass
+from pathlib import Path
 
-from edgeslm.errors import ModelLoadError, ProofError, RuntimeMissingError
+from edgeslm.errors import InferenceError, ModelLoadError, ProofError, RuntimeMissingError
 from edgeslm.runtime.backend import Runtime, choose_runtime, native_output_hidden
-from edgeslm.runtime.engine import Engine, SignatureEngine
+from edgeslm.runtime.engine import Engine, KvEngine
+from edgeslm.runtime.executor import CompiledExecutor, SignatureExecutor, WeightCache, has_compiled_model
 from edgeslm.runtime.generation import Generation, GenerationSettings, OnText, ShouldStop, generate
-from edgeslm.runtime.prompt import PromptTemplate
+from edgeslm.runtime.prompt import PromptEncoder
 from edgeslm.runtime.sampling import SamplingSettings
 from edgeslm.runtime.tokenizer import Tokenizer
 from edgeslm.schema.config import RuntimeChoice
@@ -94,7 +96,7 @@ class LoadedModel:
         self.load_s = load_s
         self._engine = engine
         self._tokenizer = tokenizer
-        self._template = PromptTemplate(manifest.prompt_template, tokenizer, manifest.max_prompt_tokens)
+        self._encoder = PromptEncoder(manifest.prompt, tokenizer, manifest.max_prompt_tokens)
 
     @property
     def name(self) -> str:
@@ -117,13 +119,13 @@ class LoadedModel:
         return self._engine.context_tokens
 
     def encode(self, prompt: str) -> list[int]:
-        """Token ids of `prompt` in the package's template.
+        """Token ids of `prompt` in the package's form.
 
         Raises:
             BadRequestError: nothing to answer, or it spells special tokens.
             TooLargeError: longer than the model takes.
         """
-        return self._template.encode(prompt)
+        return self._encoder.encode(prompt)
 
     def answer(
         self,
@@ -177,8 +179,43 @@ def _parse_object(text: str) -> dict[str, object] | None:
     return value if isinstance(value, dict) else None
 
 
-def load_model(installed: InstalledPackage, choice: RuntimeChoice = "auto", threads: int = 1) -> LoadedModel:
+def _open_proved(
+    installed: InstalledPackage, graph: GraphSpec, runtime: Runtime, threads: int, cache_dir: Path | None
+) -> Engine:
+    path = installed.file(graph.file)
+    if not has_compiled_model(runtime):
+        engine = KvEngine(SignatureExecutor(path, runtime, threads))
+        prove(engine, graph.proof, str(path))
+        return engine
+    if cache_dir is None:
+        engine = KvEngine(CompiledExecutor(path, threads, None))
+        prove(engine, graph.proof, str(path))
+        return engine
+    cache = WeightCache(cache_dir, installed.manifest.files[graph.file].sha256, runtime)
+    while True:
+        try:
+            engine = KvEngine(CompiledExecutor(path, threads, cache.choose()))
+            prove(engine, graph.proof, str(path))
+        except (ModelLoadError, InferenceError):
+            if cache.drop():
+                continue
+            raise
+        cache.keep()
+        return engine
+
+
+def load_model(
+    installed: InstalledPackage,
+    choice: RuntimeChoice = "auto",
+    threads: int = 1,
+    cache_dir: Path | None = None,
+) -> LoadedModel:
     """Open the first graph that this runtime is trusted with and that proves right.
+
+    Args:
+        choice: which runtime.
+        threads: worker threads.
+        cache_dir: where packed weights are kept between starts; without it each start packs them anew.
 
     Raises:
         RuntimeMissingError: no runtime, or none that the package has a graph for.
@@ -197,11 +234,9 @@ def load_model(installed: InstalledPackage, choice: RuntimeChoice = "auto", thre
     for graph in manifest.graphs:
         if runtime.kind not in graph.runtimes:
             continue
-        path = installed.file(graph.file)
         try:
             with native_output_hidden():
-                engine = SignatureEngine(path, runtime, threads)
-                prove(engine, graph.proof, str(path))
+                engine = _open_proved(installed, graph, runtime, threads, cache_dir)
         except ModelLoadError as error:
             failures.append(error)
             continue

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from edgeslm.errors import InferenceError
-from edgeslm.runtime.engine import Logits
+from edgeslm.runtime.executor import Logits
 
 
 @dataclass(frozen=True)

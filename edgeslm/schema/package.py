@@ -70,6 +70,22 @@ class TokenizerSpec(FileModel):
     file: FileName
 
 
+class PromptForm(FileModel):
+    """How a prompt becomes the text that is tokenized.
+
+    Attributes:
+        prefix: text before the prompt; may spell special tokens, which the prompt itself must not.
+        suffix: text after it; the answer follows.
+        lower: fold the prompt to lower case: the model was trained without.
+        collapse_whitespace: strip it, and make each run of white space one space.
+    """
+
+    prefix: Annotated[str, StringConstraints(max_length=4096)] = ""
+    suffix: Annotated[str, StringConstraints(max_length=4096)] = ""
+    lower: bool = False
+    collapse_whitespace: bool = False
+
+
 class Requirements(FileModel):
     """What a device must have."""
 
@@ -94,7 +110,7 @@ class Manifest(FileModel):
         max_prompt_tokens: most tokens of the prompt, template included.
         max_answer_tokens: default limit of an answer.
         stop_tokens: ids that end an answer.
-        prompt_template: Jinja2 (sandboxed) over ``prompt``; the result is tokenized with special tokens.
+        prompt: how a prompt becomes the text that is tokenized.
         json_answers: answers are JSON objects, so a result carries them parsed as well.
         security_floor: a device that ran this version refuses any below it.
         measured: figures by board class, as measured by whoever packed it.
@@ -111,7 +127,7 @@ class Manifest(FileModel):
     max_prompt_tokens: Annotated[int, Field(ge=1, le=1_048_576)]
     max_answer_tokens: Annotated[int, Field(ge=1, le=1_048_576)]
     stop_tokens: Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(max_length=16)] = ()
-    prompt_template: Annotated[str, StringConstraints(max_length=16_384)] = "{{ prompt }}"
+    prompt: PromptForm = PromptForm()
     json_answers: bool = False
     golden: FileName | None = None
     requires: Requirements

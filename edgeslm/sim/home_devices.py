@@ -28,7 +28,8 @@ from pydantic import JsonValue, TypeAdapter, ValidationError
 from edgeslm import codec
 from edgeslm.errors import CodecError, LinkError
 from edgeslm.link.port import Link, Message
-from edgeslm.sim.home import Device, Home, Outcome, State, apply
+from edgeslm.sim.home import Device, Home, State
+from edgeslm.sim.home_intents import Outcome, apply
 
 _LOG = logging.getLogger(__name__)
 

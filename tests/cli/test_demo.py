@@ -11,7 +11,7 @@ from typing import IO, Any
 
 import pytest
 
-from edgeslm.sim.home import load_script
+from edgeslm.sim.script import load_script
 
 DEMO = [sys.executable, "-m", "edgeslm", "demo", "--broker", "iotcore"]
 
@@ -126,10 +126,10 @@ def test_answers_lines_from_standard_input(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def wait_for_line(stream: IO[str], part: str) -> None:
+def wait_for_line(stream: IO[str], part: str) -> str:
     for line in stream:
         if part in line:
-            return
+            return line
     raise AssertionError(f"'{part}' never came")
 
 
@@ -152,6 +152,33 @@ def test_a_signal_ends_everything(number: signal.Signals, code: int, tmp_path: P
         assert processes_of(tmp_path) != []
         process.send_signal(number)
         assert process.wait(30) == code
+    assert_nothing_left(tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_notices_at_once_that_the_agent_died_while_it_was_asked(tmp_path: Path) -> None:
+    with subprocess.Popen(
+        DEMO,
+        env=environment(tmp_path),
+        stdin=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stdin is not None
+        assert process.stderr is not None
+        agent = int(wait_for_line(process.stderr, "agent online").rsplit(maxsplit=1)[1])
+        # Stopped, it cannot answer; the line is for a demo that was faster with its script.
+        os.kill(agent, signal.SIGSTOP)
+        process.stdin.write("turn off all the lights\n")
+        process.stdin.flush()
+        time.sleep(1)
+        assert process.poll() is None
+        killed_s = time.monotonic()
+        os.kill(agent, signal.SIGKILL)
+        assert "exit code -9" in wait_for_line(process.stderr, "edgeslm: ")
+        assert process.wait(30) == 1
+        assert time.monotonic() - killed_s < 10  # far from the time that an answer may take
     assert_nothing_left(tmp_path)
     assert list(tmp_path.iterdir()) == []
 

@@ -147,11 +147,11 @@ def test_pings_keep_an_idle_connection_and_a_silent_one_is_noticed(mosquitto: Em
 
 @needs_mosquitto
 def test_refuses_at_once_what_the_broker_would_disconnect_for() -> None:
-    with EmbeddedBroker(kind="mosquitto", max_message_bytes=10_000) as broker:
+    with EmbeddedBroker(kind="mosquitto", max_packet_bytes=10_000) as broker:
         link = MqttLink(broker.client_config(), "large")
         events = started(link)
         with pytest.raises(LinkError, match="the broker takes"):
-            link.publish(Message("x", b"x" * 200_000))
+            link.publish(Message("x", b"x" * 10_000))
         link.publish(Message("x", b"x" * 9_000))
         assert wait_for(lambda: len(events.published) == 1)
         assert events.reasons == []
@@ -194,7 +194,7 @@ def test_tls_with_client_certificates_and_an_access_list_by_their_names(tmp_path
     with _mosquitto(text, tmp_path, port, tls_ca=ca):
         link = MqttLink(BrokerConfig(port=port, ca_file=ca, **identity), "dev-1")
         events = started(link, [("edgeslm/v1/home/+/x", 1)])
-        big = bytes(300_000)
+        big = bytes(250_000)
         link.publish(Message("edgeslm/v1/home/dev-1/x", big))
         refused = link.publish(Message("edgeslm/v1/home/dev-2/x", b"not mine"))
         assert wait_for(lambda: refused in events.published)  # a refusal is final

@@ -26,9 +26,11 @@ from edgeslm.errors import (
     PackageTruncatedError,
     StoreError,
 )
+from edgeslm.models import archive as archive_module
 from edgeslm.models import package as package_module
+from edgeslm.models.archive import sha256_file
 from edgeslm.models.inspect import summary, verify_package
-from edgeslm.models.package import read_manifest, sha256_file, unpack
+from edgeslm.models.package import read_manifest, unpack
 from edgeslm.models.packing import pack, pack_directory
 from edgeslm.models.store import ModelStore
 
@@ -85,7 +87,7 @@ def test_members_of_every_small_size_survive(tmp_path, slm):
 
 
 def test_members_larger_than_a_chunk_survive(tmp_path, slm, monkeypatch):
-    monkeypatch.setattr(package_module, "CHUNK_BYTES", 7)
+    monkeypatch.setattr(archive_module, "CHUNK_BYTES", 7)
     slm.pack(tmp_path / "tiny.slm")
     unpack(tmp_path / "tiny.slm", tmp_path / "out")
     assert (tmp_path / "out" / "tiny.tflite").read_bytes() == slm.graph
@@ -703,8 +705,9 @@ def test_does_not_unpack_over_anything(tmp_path, slm, tree):
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "mine").write_text("mine")
     before = tree(tmp_path)
-    with pytest.raises(StoreError):
+    with pytest.raises(StoreError) as caught:
         unpack(tmp_path / "tiny.slm", tmp_path / "out")
+    assert caught.value.path == str(tmp_path / "out")
     assert tree(tmp_path) == before
 
 

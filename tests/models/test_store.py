@@ -144,8 +144,14 @@ def test_refuses_a_package_larger_than_the_free_space(root, package, tree, monke
     before = tree(root)
     usage = store_module.shutil.disk_usage(root)
     monkeypatch.setattr(store_module.shutil, "disk_usage", lambda path: usage._replace(free=2**20))
-    with pytest.raises(StoreError, match=r"no room for tiny 1\.0\.0: it needs 17 MiB, 1 MiB are free"):
+    with pytest.raises(
+        StoreError, match=r"no room for tiny 1\.0\.0: it needs 17 MiB, 1 MiB are free"
+    ) as caught:
         store.install(package[0])
+    assert caught.value.path == str(root)
+    assert caught.value.free_bytes == 2**20
+    assert caught.value.needed_bytes is not None
+    assert caught.value.needed_bytes > 16 * 2**20
     assert tree(root) == before
 
 

@@ -12,8 +12,9 @@ from pydantic import ValidationError
 from edgeslm.errors import LinkError
 from edgeslm.link.inprocess import InProcessBroker, InProcessLink
 from edgeslm.link.port import Message
-from edgeslm.sim.home import Home, apply, known_intents, load_home
+from edgeslm.sim.home import Home, load_home
 from edgeslm.sim.home_devices import HomeController, SimulatedDevices, device_of, topic_of
+from edgeslm.sim.home_intents import apply, known_intents
 
 HOME = load_home()
 NOW = datetime(2026, 11, 24, 17, 5, tzinfo=UTC)

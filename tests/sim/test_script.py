@@ -2,7 +2,9 @@ from __future__ import annotations
 
 import pytest
 
-from edgeslm.sim.home import Command, apply, known_intents, load_home, load_script
+from edgeslm.sim.home import load_home
+from edgeslm.sim.home_intents import apply, known_intents
+from edgeslm.sim.script import Command, load_script
 
 SCRIPT = load_script()
 

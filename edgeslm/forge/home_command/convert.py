@@ -35,7 +35,7 @@ from edgeslm.forge.home_command.network import HomeCommandNetwork, NetworkConfig
 
 _LOG = logging.getLogger(__name__)
 
-PREFILL_LENGTHS: Final = (16, 32, 64)
+PREFILL_LENGTHS: Final = (32,)
 MASKED: Final = -1e9
 """Mask value of a place that may not be seen. Finite, because inf - inf in a softmax is not a number."""
 

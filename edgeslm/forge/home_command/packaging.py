@@ -23,13 +23,15 @@ import edgeslm
 from edgeslm.forge.home_command.tokenizer import SPECIAL_TOKENS
 from edgeslm.models.packing import pack
 from edgeslm.runtime.backend import Runtime, choose_runtime
-from edgeslm.runtime.engine import SignatureEngine
-from edgeslm.runtime.prompt import PromptTemplate
+from edgeslm.runtime.engine import KvEngine
+from edgeslm.runtime.executor import SignatureExecutor
+from edgeslm.runtime.prompt import PromptEncoder
 from edgeslm.runtime.tokenizer import Tokenizer
+from edgeslm.schema.package import PromptForm
 
 NAME: Final = "home-command"
 VERSION: Final = "1.0.0"
-TEMPLATE: Final = "<s>{{ prompt.split() | join(' ') | lower }}<sep>"
+PROMPT_FORM: Final = PromptForm(prefix="<s>", suffix="<sep>", lower=True, collapse_whitespace=True)
 STOP_TOKEN: Final = 3
 MAX_PROMPT_TOKENS: Final = 96
 GOLDEN_PROMPTS: Final = 64
@@ -46,7 +48,7 @@ GRAPHS: Final = (
 
 def prove_graph(path: Path, prompt_ids: list[int], runtime: Runtime) -> dict[str, Any]:
     """The golden vector of a graph: what it says to `prompt_ids`, and some logits of the first step."""
-    engine = SignatureEngine(path, runtime, threads=1)
+    engine = KvEngine(SignatureExecutor(path, runtime, threads=1))
     engine.prefill(prompt_ids[:-1])
     logits = engine.step(prompt_ids[-1])
     likeliest = [int(i) for i in logits.argsort()[::-1][: PROOF_LOGITS // 2]]
@@ -87,7 +89,7 @@ def _build(directory: Path, out: Path, scratch: Path) -> str:
     tokenizer_file = scratch / "tokenizer.json"
     _mark_special_tokens(directory / "tokenizer.json", tokenizer_file)
     tokenizer = Tokenizer(tokenizer_file)
-    prompt_ids = PromptTemplate(TEMPLATE, tokenizer, MAX_PROMPT_TOKENS).encode(PROOF_PROMPT)
+    prompt_ids = PromptEncoder(PROMPT_FORM, tokenizer, MAX_PROMPT_TOKENS).encode(PROOF_PROMPT)
     runtime = choose_runtime("ai-edge-litert")
     draft = {
         "format": 1,
@@ -109,7 +111,7 @@ def _build(directory: Path, out: Path, scratch: Path) -> str:
         "max_prompt_tokens": MAX_PROMPT_TOKENS,
         "max_answer_tokens": 96,
         "stop_tokens": [STOP_TOKEN],
-        "prompt_template": TEMPLATE,
+        "prompt": PROMPT_FORM.model_dump(),
         "json_answers": True,
         "golden": "golden.jsonl",
         "requires": {"ram_mb": 64, "agent": edgeslm.__version__},
