@@ -7,18 +7,21 @@ work; the others do not, so that they hit a start or a recovery too.
 
 from __future__ import annotations
 
+import json
 import random
 import shutil
 import sqlite3
 import tempfile
 import time
 from collections import Counter
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 from typing import Any, Literal
 
 from benchmarks.agent_rig import AgentProcess, MeasurementError, Rig, golden_prompts, say
 from benchmarks.agent_stream import OUTSTANDING, Asked, PromptStream
+from benchmarks.agent_tap import WireTap
 
 SEED = 20_261_125
 RECOVERY_TIMEOUT_S = 30.0
@@ -41,7 +44,8 @@ def measure_kills(kills: int, seed: int = SEED) -> dict[str, Any]:
         worker = rig.worker()
         prompts = golden_prompts()
         expected = {prompt: worker.expected(prompt) for prompt in prompts}
-        agent = rig.online_agent()
+        tap = WireTap(rig.port)
+        agent = rig.online_agent(tap.port)
         stream = PromptStream(rig.port, prompts, expected, seed)
         stream.start()
         if not stream.wait_answers(5, RECOVERY_TIMEOUT_S):
@@ -60,10 +64,11 @@ def measure_kills(kills: int, seed: int = SEED) -> dict[str, Any]:
         drained_s = stream.finish(DRAIN_TIMEOUT_S, LINGER_S)
         took_s = time.monotonic() - began_s
         agent.stop()
-        journal = _read_journal(agent.journal_path)
+        tap.close()
+        evidence = _Evidence(stream.asked, stream.unanswered, tap, _read_journal(agent.journal_path))
     found: dict[str, Any] = {
-        "lost_prompts": len(_lost(stream.asked)),
-        "double_answers": len(_doubled(stream.asked, journal)),
+        "lost_prompts": len(evidence.lost),
+        "double_answers": len(evidence.doubled),
         "kills_s": took_s,
         "kill_detail": {
             "seed": seed,
@@ -74,7 +79,8 @@ def measure_kills(kills: int, seed: int = SEED) -> dict[str, Any]:
             "kills_with_recovery_awaited": len(recoveries_s),
             "client_connections": stream.connections,
             "drained_s": drained_s,
-            **_detail(stream, journal),
+            "unasked": stream.unasked[:_SHOWN],
+            **evidence.detail(),
         },
     }
     if recoveries_s:
@@ -147,47 +153,62 @@ def _read_journal(path: Path) -> dict[str, bytes | None]:
     return {str(row[0]): None if row[1] is None else bytes(row[1]) for row in rows}
 
 
-def _lost(asked: dict[str, Asked]) -> list[str]:
-    return [name for name, item in asked.items() if item.accepted and not item.answers]
+@dataclass(frozen=True)
+class _Evidence:
+    """What the client, the wire and the agent's own record tell, by id."""
+
+    asked: dict[str, Asked]
+    unanswered: list[str]
+    tap: WireTap
+    journal: dict[str, bytes | None]
+
+    def bodies(self, name: str) -> set[bytes]:
+        """The different answers to `name`: arrived, published, or journalled."""
+        stored = self.journal.get(name)
+        return self.asked[name].answers | self.tap.answers[name] | ({stored} if stored is not None else set())
+
+    @property
+    def lost(self) -> list[str]:
+        """Accepted ids without an answer, or without another one after they were asked again."""
+        waiting = set(self.unanswered)
+        return [n for n, item in self.asked.items() if item.accepted and (not item.answers or n in waiting)]
+
+    @property
+    def doubled(self) -> list[str]:
+        """Ids with two different answers."""
+        return [name for name in self.asked if len(self.bodies(name)) > 1]
+
+    def detail(self) -> dict[str, Any]:
+        """Counts behind the two figures."""
+        asked, tap = self.asked, self.tap
+        streamed = [name for name, item in asked.items() if item.is_streamed]
+        return {
+            "prompts": len(asked),
+            "accepted": sum(item.accepted for item in asked.values()),
+            "answered": sum(bool(item.answers) for item in asked.values()),
+            "asked_again_after_the_answer": sum(item.asked_again for item in asked.values()),
+            "prompts_sent_more_than_once": sum(item.sends > 1 for item in asked.values()),
+            "prompts_sent_again_for_silence": sum(item.silences > 0 for item in asked.values()),
+            "prompts_answered_more_than_once_the_same": sum(n > 1 for n in tap.times_published.values()),
+            "answers_that_differ_in_text": sum(len(_texts(self.bodies(name))) > 1 for name in asked),
+            "wrong_answers": sum(
+                item.expected is not None and not _texts(item.answers) <= {item.expected}
+                for item in asked.values()
+            ),
+            "refusals": dict(Counter(text for item in asked.values() for text in item.refusals)),
+            "streamed": len(streamed),
+            "streams_begun_again": sum(len(tap.streams[name]) > 1 for name in streamed),
+            "streams_completed_twice": sum(tap.complete_runs(name) > 1 for name in streamed),
+            "journal_without_answer": sum(result is None for result in self.journal.values()),
+            "answered_but_not_in_journal": sum(
+                bool(item.answers) and self.journal.get(name) is None for name, item in asked.items()
+            ),
+            "lost_ids": self.lost[:_SHOWN],
+            "double_ids": [
+                {name: sorted(body.decode() for body in self.bodies(name))} for name in self.doubled[:_SHOWN]
+            ],
+        }
 
 
-def _doubled(asked: dict[str, Asked], journal: dict[str, bytes | None]) -> list[str]:
-    """Ids with two different bodies: two that arrived, or one that arrived and another in the journal."""
-    found = []
-    for name, item in asked.items():
-        stored = journal.get(name)
-        if len(item.answers | ({stored} if stored is not None and item.answers else set())) > 1:
-            found.append(name)
-    return found
-
-
-def _detail(stream: PromptStream, journal: dict[str, bytes | None]) -> dict[str, Any]:
-    asked = stream.asked
-    wrong = [
-        name for name, item in asked.items() if item.answers and item.expected is not None
-        and item.texts != {item.expected}
-    ]  # fmt: skip
-    streamed = [item for item in asked.values() if item.is_streamed]
-    return {
-        "prompts": len(asked),
-        "accepted": sum(item.accepted for item in asked.values()),
-        "answered": sum(bool(item.answers) for item in asked.values()),
-        "sent_again": sum(item.sends - 1 for item in asked.values()),
-        "same_answer_delivered_again": sum(max(0, item.deliveries - 1) for item in asked.values()),
-        "wrong_answers": len(wrong),
-        "answers_that_differ_in_text": sum(len(item.texts) > 1 for item in asked.values()),
-        "refusals": dict(Counter(text for item in asked.values() for text in item.refusals)),
-        "unasked": stream.unasked[:_SHOWN],
-        "streamed": len(streamed),
-        "streams_begun_again": sum(len(item.streams) > 1 for item in streamed),
-        "streams_completed_twice": sum(item.complete_runs > 1 for item in streamed),
-        "journal_without_answer": sum(result is None for result in journal.values()),
-        "answered_but_not_in_journal": sum(
-            bool(item.answers) and journal.get(name) is None for name, item in asked.items()
-        ),
-        "lost_ids": _lost(asked)[:_SHOWN],
-        "double_ids": [
-            {name: sorted(body.decode() for body in asked[name].answers)}
-            for name in _doubled(asked, journal)[:_SHOWN]
-        ],
-    }
+def _texts(answers: set[bytes]) -> set[str]:
+    return {str(json.loads(answer).get("text")) for answer in answers}

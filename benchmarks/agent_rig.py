@@ -230,10 +230,6 @@ class Rig:
         """The broker's."""
         return self.broker.port
 
-    def state_dir(self, name: str = "state") -> Path:
-        """A folder for an agent's state."""
-        return self._directory / name
-
     def __enter__(self) -> Self:
         self._stack.callback(self.broker.stop)
         self.broker.start()
@@ -244,19 +240,19 @@ class Rig:
     ) -> None:
         self._stack.close()
 
-    def agent(self, *, name: str = "state", device: str = DEVICE) -> AgentProcess:
-        """An agent, not started; stopped with the rig."""
-        agent = AgentProcess(self.port, self.state_dir(name), device=device)
+    def agent(self, *, device: str = DEVICE, port: int | None = None) -> AgentProcess:
+        """An agent, not started; stopped with the rig. `port` is the broker's unless given."""
+        agent = AgentProcess(port or self.port, self._directory / "state", device=device)
         self._stack.callback(agent.stop)
         return agent
 
-    def online_agent(self) -> AgentProcess:
+    def online_agent(self, port: int | None = None) -> AgentProcess:
         """An agent that has said it is online.
 
         Raises:
             MeasurementError: it does not come up.
         """
-        agent = self.agent()
+        agent = self.agent(port=port)
         client = self.client([(topics.device_topic(FLEET, DEVICE, "availability"), 1)])
         agent.start()
         wait_online(client, agent)

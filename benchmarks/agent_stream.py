@@ -1,7 +1,8 @@
 """A client that asks on and on while everything around it is killed, and keeps the evidence.
 
 It does what any careful client does: a persistent session, QoS 1, and the same id again after a reconnect or
-when no answer came for some time. It stops at no outage.
+when no answer came for some time. It stops at no outage. Some ids it asks again though it has their answer,
+as a client would that was killed itself.
 """
 
 from __future__ import annotations
@@ -14,14 +15,16 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from benchmarks.agent_client import Arrival, ConnectionLostError, LeanClient
-from benchmarks.agent_rig import DEVICE, FLEET, LONG_OPTIONS, PROMPT_TOPIC, REPLY_TOPIC, new_id, prompt_body
-from edgeslm import topics
+from benchmarks.agent_rig import LONG_OPTIONS, PROMPT_TOPIC, REPLY_TOPIC, new_id, prompt_body
 
 OUTSTANDING = 12
 """Ids without an answer at once: below mosquitto's Receive Maximum and the agent's queue."""
 INTERVAL_S = 0.005
 """Mean time between new prompts, shorter than an answer takes: one is always in work when a kill comes."""
 RESEND_AFTER_S = 3.0
+FORGETS = 0.2
+"""Share of the ids that are asked again after their answer, within as many seconds as FORGETS_WITHIN_S."""
+FORGETS_WITHIN_S = 6.0
 _SESSION_S = 3600
 _RECONNECT_S = 0.1
 
@@ -34,7 +37,8 @@ class Asked:
         expected: its only right text; ``None`` where the agent draws the seed.
         accepted: whether a broker has acknowledged it, with somebody subscribed.
         answers: each different answer body.
-        streams: deltas of each run, by order of appearance: a run begins with seq 0.
+        silences: how often no answer came in time, though the connection held.
+        deliveries: answers that arrived, equal ones included.
     """
 
     body: bytes
@@ -42,21 +46,12 @@ class Asked:
     is_streamed: bool
     due_s: float = 0.0
     sends: int = 0
+    silences: int = 0
     accepted: bool = False
     answers: set[bytes] = field(default_factory=set)
     deliveries: int = 0
     refusals: list[str] = field(default_factory=list)
-    streams: list[dict[int, str]] = field(default_factory=list)
-
-    @property
-    def texts(self) -> set[str]:
-        """Each different answer text."""
-        return {str(json.loads(answer).get("text")) for answer in self.answers}
-
-    @property
-    def complete_runs(self) -> int:
-        """Runs whose deltas, as far as they arrived, make up the whole answer."""
-        return sum("".join(run[seq] for seq in sorted(run)) in self.texts for run in self.streams)
+    asked_again: bool = False
 
 
 class PromptStream(threading.Thread):
@@ -74,6 +69,7 @@ class PromptStream(threading.Thread):
         self._mids: dict[int, str] = {}
         self.asked: dict[str, Asked] = {}
         self._open: dict[str, Asked] = {}
+        self._forgotten: list[tuple[float, str]] = []
         self.answered = 0
         self.unasked: list[str] = []
         self.connections = 0
@@ -82,7 +78,7 @@ class PromptStream(threading.Thread):
     # --- the owner's thread -------------------------------------------------------------------------------
 
     def wait_answers(self, more: int, timeout_s: float) -> bool:
-        """Wait for `more` first answers from now on."""
+        """Wait for `more` answers from now on."""
         goal, until_s = self.answered + more, time.monotonic() + timeout_s
         while self.answered < goal and time.monotonic() < until_s and self.is_alive():
             time.sleep(0.01)
@@ -102,6 +98,11 @@ class PromptStream(threading.Thread):
             raise self.failure
         return took_s
 
+    @property
+    def unanswered(self) -> list[str]:
+        """Ids that wait for an answer, the first or another."""
+        return list(self._open)
+
     # --- the client's thread ------------------------------------------------------------------------------
 
     def run(self) -> None:
@@ -116,7 +117,7 @@ class PromptStream(threading.Thread):
             self.failure = error
 
     def _live(self) -> None:
-        filters = [(REPLY_TOPIC, 1), (f"{topics.ROOT}/{FLEET}/{DEVICE}/stream/+", 0)]
+        filters = [(REPLY_TOPIC, 1)]
         client = LeanClient(self._port, filters, client_id="bench-client", session_expiry_s=_SESSION_S)
         self.connections += 1
         self._mids.clear()
@@ -135,15 +136,28 @@ class PromptStream(threading.Thread):
         now_s = time.monotonic()
         if not self._stop_asking.is_set() and now_s >= self._next_s and len(self._open) < OUTSTANDING:
             self._next_s = now_s + self._random.uniform(0, 2 * INTERVAL_S)
-            self._ask()
+            if not self._ask_again(now_s):
+                self._ask()
         for request_id, asked in self._open.items():
             if asked.due_s <= now_s:
+                asked.silences += asked.due_s > 0
                 asked.due_s = now_s + RESEND_AFTER_S
                 asked.sends += 1
                 mid = client.publish(
                     PROMPT_TOPIC, asked.body, response_topic=REPLY_TOPIC, correlation=request_id.encode()
                 )
                 self._mids[mid] = request_id
+
+    def _ask_again(self, now_s: float) -> bool:
+        """An id whose answer has been forgotten; ``False`` if there is none now."""
+        due = next((entry for entry in self._forgotten if entry[0] <= now_s), None)
+        if due is None:
+            return False
+        self._forgotten.remove(due)
+        asked = self.asked[due[1]]
+        asked.asked_again, asked.due_s = True, 0.0
+        self._open[due[1]] = asked
+        return True
 
     def _ask(self) -> None:
         """One more: some streamed; some sampled, and so long, with a seed that only the agent knows."""
@@ -175,10 +189,6 @@ class PromptStream(threading.Thread):
         asked = self.asked.get(body["id"])
         if asked is None:
             self.unasked.append(f"{arrival.topic}: {arrival.payload[:200]!r}")
-        elif "/stream/" in arrival.topic:
-            if body["seq"] == 0 or not asked.streams:
-                asked.streams.append({})
-            asked.streams[-1][body["seq"]] = body["text"]
         elif "error" in body:
             asked.refusals.append(str(body["error"]))
             asked.due_s = min(asked.due_s, time.monotonic() + 0.5)
@@ -187,3 +197,6 @@ class PromptStream(threading.Thread):
             asked.answers.add(arrival.payload)
             if self._open.pop(body["id"], None) is not None:
                 self.answered += 1
+                if not asked.asked_again and self._random.random() < FORGETS:
+                    when_s = time.monotonic() + self._random.uniform(0, FORGETS_WITHIN_S)
+                    self._forgotten.append((when_s, body["id"]))

@@ -63,6 +63,7 @@ def describe(error: ValidationError) -> str:
     told = []
     for fault in faults[:_MAX_FAULTS_TOLD]:
         where = ".".join(str(part)[:40] for part in fault["loc"][:6])
-        told.append(f"{where}: {fault['msg']}" if where else fault["msg"])
+        what = fault["msg"].removeprefix("Value error, ")
+        told.append(f"{where}: {what}" if where else what)
     rest = len(faults) - len(told)
     return "; ".join(told)[:500] + (f"; and {rest} more" if rest > 0 else "")

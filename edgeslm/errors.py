@@ -106,7 +106,7 @@ class BusyError(RequestError):
 
 
 class DeadlineError(RequestError):
-    """The deadline passed before the first token."""
+    """The deadline passed while the prompt waited in the queue."""
 
     code = "deadline"
 

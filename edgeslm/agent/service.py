@@ -359,7 +359,8 @@ class Agent:
             if rows:
                 self._journal.accept(rows, time.time())
         except JournalError as error:
-            # Without an acknowledgement the broker delivers them again, perhaps when the disk has room.
+            # Refused and acknowledged: left unacknowledged they would fill the receive window, and the agent
+            # would hear nothing any more, not even once the disk has room again.
             log.exception("prompts cannot be journalled")
             for job in fresh.values():
                 job.dropped = True
@@ -367,9 +368,9 @@ class Agent:
                 job.settled.set()
                 for reply in job.replies:
                     self._refuse(job.id, reply, error)
-            return
-        for job in fresh.values():
-            job.settled.set()
+        else:
+            for job in fresh.values():
+                job.settled.set()
         for _, message in accepting:
             message.acknowledge()
 

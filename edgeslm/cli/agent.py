@@ -11,7 +11,7 @@ from typing import Any
 import click
 
 from edgeslm.cli import wiring
-from edgeslm.cli.output import print_json, reporting_errors
+from edgeslm.cli.output import BROKER_HOST, BROKER_PORT, FLEET, print_json, reporting_errors
 
 
 @click.group()
@@ -19,16 +19,20 @@ def agent() -> None:
     """Run the device agent."""
 
 
+def _setting(flag: str, name: str, variable: str, text: str, kind: Any = str) -> Any:
+    return click.option(flag, name, envvar=variable, show_envvar=True, type=kind, help=text)
+
+
 def _settings_options(command: Any) -> Any:
     options = [
-        click.option("--config", "path", type=click.Path(path_type=Path, dir_okay=False), help="agent.yaml."),
-        click.option("--device", help="Name of this device on the wire."),
-        click.option("--fleet", help="Fleet that it belongs to."),
-        click.option("--board", help="Board file to use instead of the recognised one."),
-        click.option("--host", "broker_host", help="MQTT broker."),
-        click.option("--port", "broker_port", type=int, help="Port of the broker."),
-        click.option("--state-dir", type=click.Path(path_type=Path), help="Journal and models."),
-        click.option("--threads", type=int, help="Inference threads."),
+        _setting("--config", "path", "EDGESLM_CONFIG", "agent.yaml.", click.Path(path_type=Path, dir_okay=False)),
+        _setting("--device", "device", "EDGESLM_DEVICE", "Name of this device on the wire."),
+        _setting("--fleet", "fleet", FLEET, "Fleet that it belongs to."),
+        _setting("--board", "board", "EDGESLM_BOARD", "Board to assume instead of the recognised one."),
+        _setting("--host", "broker_host", BROKER_HOST, "MQTT broker."),
+        _setting("--port", "broker_port", BROKER_PORT, "Port of the broker.", int),
+        _setting("--state-dir", "state_dir", "EDGESLM_STATE_DIR", "Journal and models.", click.Path(path_type=Path)),
+        _setting("--threads", "threads", "EDGESLM_THREADS", "Inference threads.", int),
     ]
     for option in reversed(options):
         command = option(command)
@@ -41,7 +45,7 @@ def _settings_options(command: Any) -> Any:
 def run(path: Path | None, **overrides: Any) -> None:
     """Connect to the broker and answer prompts until SIGTERM or Ctrl-C.
 
-    Settings come from the flags, then EDGESLM_AGENT_RUN_* variables, then the file, then the defaults.
+    A setting comes from its flag, else its environment variable, else the file, else its default.
     """
     config = _config(path, overrides)
     stop = threading.Event()

@@ -34,6 +34,7 @@ def broker() -> None:
     show_default=True,
     help="Where sessions and queued messages survive a restart.",
 )
+@click.option("--drop-in", is_flag=True, help="For Debian's conf.d: leave out what its mosquitto.conf sets itself.")
 @click.option("--out", "-o", type=_FILE, help="Write here instead of to stdout; an existing file is refused.")
 @reporting_errors
 def config(
@@ -47,11 +48,13 @@ def config(
     acl_file: Path | None,
     anonymous: bool,
     persistence_dir: Path,
+    drop_in: bool,
     out: Path | None,
 ) -> None:
     """Print a mosquitto.conf that fits edgeslm, each line explained.
 
-    For example: edgeslm broker config --password-file /etc/mosquitto/passwd -o /etc/mosquitto/conf.d/edgeslm.conf
+    For example, on Debian and Raspberry Pi OS: edgeslm broker config --drop-in --password-file /etc/mosquitto/passwd
+    -o /etc/mosquitto/conf.d/edgeslm.conf
     """
     from edgeslm.link.broker import TlsFiles, mosquitto_config  # noqa: PLC0415
 

@@ -24,10 +24,10 @@ _COMMANDS = {
 @click.option("--debug", is_flag=True, help="Show a traceback with an error.")
 @click.option("-v", "--verbose", count=True, help="Log more to stderr; twice for everything.")
 def cli(debug: bool, verbose: int) -> None:
-    """Small AI models on edge boards: int8 TFLite over MQTT, within a power budget."""
+    """Small AI models on edge boards: int8 TFLite models that answer over MQTT."""
     configure_logging(2 if debug else verbose)
 
 
 def main() -> None:
     """Entry point of the ``edgeslm`` program."""
-    cli(auto_envvar_prefix="EDGESLM")
+    cli()

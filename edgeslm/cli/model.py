@@ -99,7 +99,7 @@ def pack(directory: Path, out: Path | None, as_json: bool) -> None:
 @model.command()
 @click.argument("package")
 @request_options
-@click.option("--runtime", type=click.Choice(["auto", "ai-edge-litert", "tflite-runtime"]), default="auto")
+@click.option("--runtime", type=click.Choice(["auto", "ai-edge-litert", "tflite-runtime"]), default="auto", help="TFLite runtime.")
 @click.option("--threads", type=click.IntRange(1, 64), help="Inference threads; default from the board.")
 @reporting_errors
 def run(

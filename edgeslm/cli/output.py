@@ -18,6 +18,11 @@ from edgeslm.errors import EdgeslmError
 P = ParamSpec("P")
 R = TypeVar("R")
 
+BROKER_HOST = "EDGESLM_HOST"
+BROKER_PORT = "EDGESLM_PORT"
+FLEET = "EDGESLM_FLEET"
+"""Environment variables that several commands share; a flag takes precedence."""
+
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON instead of text.")
 
 

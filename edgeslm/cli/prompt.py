@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import uuid
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +12,7 @@ import click
 from pydantic import ValidationError
 
 from edgeslm import topics
-from edgeslm.cli.output import reporting_errors
+from edgeslm.cli.output import BROKER_HOST, BROKER_PORT, FLEET, reporting_errors
 from edgeslm.cli.requests import Printer, parse_options, read_prompts, request_options
 from edgeslm.codec import describe
 from edgeslm.errors import UsageError
@@ -28,15 +29,19 @@ _FILE = click.Path(path_type=Path, dir_okay=False, exists=True)
 @request_options
 @click.option("--device", help="Device to ask; default: the only one that is online.")
 @click.option("--pool", help="Model whose pool to ask: any device that serves it answers.")
-@click.option("--fleet", default="home", show_default=True)
+@click.option("--fleet", default="home", show_default=True, envvar=FLEET, show_envvar=True, help="Fleet of the device.")
 @click.option("--model", help="Model to ask, where the device serves several.")
 @click.option("--priority", type=click.Choice(["high", "normal", "low"]), default="normal", show_default=True)
 @click.option("--stream/--no-stream", default=True, help="Whether to show the answer while it grows.")
 @click.option("--timeout", "timeout_s", type=click.FloatRange(0.1), default=60.0, show_default=True, help="Seconds.")
-@click.option("--host", default="127.0.0.1", show_default=True, help="MQTT broker.")
-@click.option("--port", type=int, default=1883, show_default=True)
+@click.option(
+    "--host", default="127.0.0.1", show_default=True, envvar=BROKER_HOST, show_envvar=True, help="MQTT broker."
+)
+@click.option(
+    "--port", type=int, default=1883, show_default=True, envvar=BROKER_PORT, show_envvar=True, help="Port of the broker."
+)
 @click.option("--protocol", type=click.Choice(["5", "3.1.1"]), default="5", show_default=True, help="MQTT version.")
-@click.option("--username")
+@click.option("--username", help="User name at the broker.")
 @click.option("--password-file", type=_FILE, help="File that holds the password.")
 @click.option("--ca", "ca_file", type=_FILE, help="Certificate authority: switches TLS on.")
 @click.option("--cert", "cert_file", type=_FILE, help="Client certificate.")
@@ -68,7 +73,8 @@ def prompt(
     options = parse_options({**flags, "priority": priority, "stream": stream and not as_json})
     prompts = read_prompts(text, batch=batch)
     printer = Printer(as_json=as_json)
-    with RequestClient(broker) as client:
+    client = RequestClient(broker).connect(timeout_s)
+    with closing(client):
         topic = _topic(client, fleet, device, pool)
         for line in prompts:
             try:

@@ -8,10 +8,13 @@ that its package trusts, and is proved before it is served (:mod:`edgeslm.runtim
 
 from __future__ import annotations
 
+import atexit
+import functools
 import importlib
 import importlib.metadata
 import importlib.util
 import os
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -25,6 +28,12 @@ from edgeslm.schema.package import RuntimeKind
 _MODULES: dict[str, tuple[RuntimeKind, str]] = {
     "ai-edge-litert": ("litert", "ai_edge_litert.interpreter"),
     "tflite-runtime": ("tflite-runtime", "tflite_runtime.interpreter"),
+}
+
+_INSTALL_HINT = {
+    "auto": "Install one with: pip install ai-edge-litert",
+    "ai-edge-litert": "Install it with: pip install ai-edge-litert",
+    "tflite-runtime": "Install it with: pip install 'edgeslm[tflite]' (Python 3.11 only)",
 }
 
 TFLITE_MAGIC = b"TFL3"
@@ -78,7 +87,7 @@ def choose_runtime(choice: RuntimeChoice = "auto") -> Runtime:
     have = ", ".join(map(str, runtimes)) or "none"
     raise RuntimeMissingError(
         f"TFLite runtime '{wanted}' is not installed (installed: {have})",
-        hint="Install it with: pip install ai-edge-litert",
+        hint=_INSTALL_HINT.get(wanted, "Known are auto, ai-edge-litert and tflite-runtime"),
     )
 
 
@@ -100,6 +109,23 @@ def native_output_hidden() -> Iterator[None]:
         os.dup2(saved, 2)
         os.close(saved)
         os.close(sink)
+
+
+@functools.cache
+def hide_native_output_at_exit() -> None:
+    """Keep the notes off the terminal that the library writes when the process takes its statics down.
+
+    Python's own last words (tracebacks, logs) are out by then: exit handlers run after them.
+    """
+    if not os.environ.get("EDGESLM_NATIVE_LOG"):
+        atexit.register(_close_stderr)
+
+
+def _close_stderr() -> None:
+    sys.stderr.flush()
+    sink = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(sink, 2)
+    os.close(sink)
 
 
 def check_flatbuffer(path: Path) -> None:

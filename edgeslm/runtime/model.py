@@ -11,6 +11,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+import edgeslm
 from edgeslm.errors import InferenceError, ModelLoadError, ProofError, RuntimeMissingError
 from edgeslm.runtime.backend import Runtime, choose_runtime, native_output_hidden
 from edgeslm.runtime.engine import Engine, KvEngine
@@ -19,6 +20,7 @@ from edgeslm.runtime.generation import Generation, GenerationSettings, OnText, S
 from edgeslm.runtime.prompt import PromptEncoder
 from edgeslm.runtime.sampling import SamplingSettings
 from edgeslm.runtime.tokenizer import Tokenizer
+from edgeslm.schema.base import version_key
 from edgeslm.schema.config import RuntimeChoice
 from edgeslm.schema.installed import InstalledPackage
 from edgeslm.schema.message import FinishReason, Options
@@ -179,6 +181,31 @@ def _parse_object(text: str) -> dict[str, object] | None:
     return value if isinstance(value, dict) else None
 
 
+def check_requirements(installed: InstalledPackage, meminfo: Path = Path("/proc/meminfo")) -> None:
+    """Refuse a package that this agent is too old for, or that does not fit into the memory that is free.
+
+    Raises:
+        ModelLoadError: which need is not met.
+    """
+    manifest = installed.manifest
+    if version_key(edgeslm.__version__) < version_key(manifest.requires.agent):
+        raise ModelLoadError(
+            f"{manifest.name}@{manifest.version} needs edgeslm {manifest.requires.agent}, this is {edgeslm.__version__}",
+            path=str(installed.directory),
+            hint="Update edgeslm, or take an older version of the model",
+        )
+    try:
+        rows = dict(line.split(":", 1) for line in meminfo.read_text("ascii").splitlines())
+        free_mb = int(rows["MemAvailable"].split()[0]) // 1024
+    except (OSError, ValueError, KeyError):
+        return  # not Linux, or no procfs: nothing is known, so nothing is refused
+    if free_mb < manifest.requires.ram_mb:
+        raise ModelLoadError(
+            f"{manifest.name}@{manifest.version} needs {manifest.requires.ram_mb} MB of memory, {free_mb} MB are free",
+            path=str(installed.directory),
+        )
+
+
 def _open_proved(
     installed: InstalledPackage, graph: GraphSpec, runtime: Runtime, threads: int, cache_dir: Path | None
 ) -> Engine:
@@ -229,6 +256,7 @@ def load_model(
             f"{manifest.name} is for task '{manifest.task}'; this release runs 'generate'",
             path=str(installed.directory),
         )
+    check_requirements(installed)
     started = time.perf_counter()
     failures: list[ModelLoadError] = []
     for graph in manifest.graphs:

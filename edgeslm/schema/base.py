@@ -31,6 +31,13 @@ def is_identifier(text: str) -> bool:
     return _IDENTIFIER.fullmatch(text) is not None
 
 
+def version_key(version: str) -> tuple[int, int, int, int, str]:
+    """Sorts semantic versions; a pre-release comes before its release (semver.org, item 11, coarsely)."""
+    numbers, _, suffix = version.partition("-")
+    major, minor, patch = (int(part) for part in numbers.split("."))
+    return major, minor, patch, 0 if suffix else 1, suffix
+
+
 class FileModel(BaseModel):
     """Part of a file that a person or a build wrote: unknown keys are errors."""
 

@@ -112,7 +112,7 @@ class Manifest(FileModel):
         stop_tokens: ids that end an answer.
         prompt: how a prompt becomes the text that is tokenized.
         json_answers: answers are JSON objects, so a result carries them parsed as well.
-        security_floor: a device that ran this version refuses any below it.
+        security_floor: lowest version that is still safe; stated here, acted on where versions are replaced.
         measured: figures by board class, as measured by whoever packed it.
     """
 

@@ -59,4 +59,5 @@ class TestKills:
         detail = report["kill_detail"]
         assert sum(detail["kills"].values()) == 8
         assert detail["prompts"] > 50
-        assert detail["sent_again"] > 0
+        assert detail["agent_kills_with_prompts_in_work"] > 0
+        assert detail["ended_by_themselves"] == 0

@@ -64,7 +64,7 @@ def prove_graph(path: Path, prompt_ids: list[int], runtime: Runtime) -> dict[str
 def golden_cases(directory: Path) -> Iterator[dict[str, Any]]:
     """Held-out sentences with their answers; those that `evaluate` lists as missed are no golden cases."""
     report = json.loads((directory / "evaluation.json").read_text("utf-8"))
-    missed = json.dumps(report.get("misses", {}))
+    missed = json.dumps(report["clean"])
     lines = (directory / "held_out_clean.jsonl").read_text("utf-8").splitlines()
     count = 0
     for line in lines[:: max(1, len(lines) // (2 * GOLDEN_PROMPTS))]:
