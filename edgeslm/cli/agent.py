@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import signal
 import threading
 from pathlib import Path
@@ -48,6 +50,7 @@ def run(path: Path | None, **overrides: Any) -> None:
     A setting comes from its flag, else its environment variable, else the file, else its default.
     """
     config = _config(path, overrides)
+    _share_one_heap()
     stop = threading.Event()
 
     def on_signal(number: int, frame: FrameType | None) -> None:
@@ -68,6 +71,17 @@ def run(path: Path | None, **overrides: Any) -> None:
         click.echo("online", err=True)
     stop.wait()
     running.stop()
+
+
+def _share_one_heap() -> None:
+    """Let all threads allocate from one heap: glibc gives each its own, which keeps memory that others lack.
+
+    Our threads take turns rather than compete, so nothing is lost. Saves about 0.5 MB here; where the C library
+    is another, nothing happens.
+    """
+    m_arena_max = -8  # malloc.h
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).mallopt(m_arena_max, 1)
 
 
 @agent.command()

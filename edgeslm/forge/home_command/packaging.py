@@ -37,11 +37,12 @@ MAX_PROMPT_TOKENS: Final = 96
 GOLDEN_PROMPTS: Final = 64
 PROOF_PROMPT: Final = "turn the kitchen lights to 40 percent"
 PROOF_LOGITS: Final = 16
-PROOF_ATOL: Final = 0.05
-"""Int8 arithmetic is exact; what differs between processors is the rounding of float sums around it."""
+PROOF_ATOL: Final = {"home-command.tflite": 0.05, "home-command-tflite.tflite": 0.3}
+"""Int8 arithmetic is exact; what differs between processors is the rounding of float sums around it. The second graph
+runs on two runtimes, which quantize activations differently: up to 0.09 apart here, of logits that span 20."""
 
 GRAPHS: Final = (
-    ("home-command.tflite", ("litert",), "int8 weights per channel, dynamic; fused composites"),
+    ("home-command.tflite", ("litert",), "int8 weights per channel, dynamic; no composites"),
     ("home-command-tflite.tflite", ("tflite-runtime", "litert"), "int8 weights per tensor, dynamic; no composites"),
 )
 
@@ -58,7 +59,7 @@ def prove_graph(path: Path, prompt_ids: list[int], runtime: Runtime) -> dict[str
     greedy = [int(logits.argmax())]
     while greedy[-1] != STOP_TOKEN and len(greedy) < 64:
         greedy.append(int(engine.step(greedy[-1]).argmax()))
-    return {"tokens": prompt_ids, "greedy": greedy, "logit_ids": ids, "logits": values, "atol": PROOF_ATOL}
+    return {"tokens": prompt_ids, "greedy": greedy, "logit_ids": ids, "logits": values, "atol": PROOF_ATOL[path.name]}
 
 
 def golden_cases(directory: Path) -> Iterator[dict[str, Any]]:
