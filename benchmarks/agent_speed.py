@@ -66,6 +66,12 @@ def percentile(values: Sequence[float], share: float) -> float:
     return ordered[max(0, math.ceil(share * len(ordered)) - 1)]
 
 
+def noise_of_median(values: Sequence[float]) -> float:
+    """Half the 95 % interval of the median, as box plots notch it (McGill, Tukey and Larsen, 1978)."""
+    spread = percentile(values, 0.75) - percentile(values, 0.25)
+    return 1.57 * spread / math.sqrt(len(values))
+
+
 def measure_start(runs: int) -> Found:
     """Process start to the `online` that a subscribed client sees."""
     took_s = []
@@ -156,6 +162,14 @@ def _speed_figures(short: list[Pair], long: list[Pair], streamed: list[Pair]) ->
         "tps_cost_streaming": _tps_cost(streamed),
         "agent_decode_tps": median(pair.receipt["decode_tps"] for pair in long),
         "overhead_breakdown": _breakdown(short),
+        "noise": {
+            "overhead_ms_p50": noise_of_median(overheads),
+            "answer_ms_p50": noise_of_median(walls),
+            "tps_cost": noise_of_median(_tps_ratios(short if cost_short > cost_long else long)),
+            "tps_cost_short": noise_of_median(_tps_ratios(short)),
+            "tps_cost_long": noise_of_median(_tps_ratios(long)),
+            "tps_cost_streaming": noise_of_median(_tps_ratios(streamed)),
+        },
         "pairs": {"ordinary": len(short), "long": len(long), "streamed": len(streamed)},
         "peers": {
             "inprocess_ms_p50": median(pair.alone.wall_ms for pair in short),
@@ -165,10 +179,14 @@ def _speed_figures(short: list[Pair], long: list[Pair], streamed: list[Pair]) ->
 
 
 def _tps_cost(pairs: list[Pair]) -> float:
+    return 1.0 - median(_tps_ratios(pairs))
+
+
+def _tps_ratios(pairs: list[Pair]) -> list[float]:
     ratios = [pair.tps_ratio for pair in pairs if pair.tps_ratio is not None]
     if not ratios:
         raise MeasurementError("no answer has two tokens or more")
-    return 1.0 - median(ratios)
+    return ratios
 
 
 def _breakdown(pairs: list[Pair]) -> dict[str, float]:

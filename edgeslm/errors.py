@@ -1,8 +1,8 @@
 """The whole error tree.
 
-Every error that edgeslm raises on purpose is an :class:`EdgeslmError`. Each carries fields beside its text, so
-that callers branch on type and fields and never on words. ``code`` is what goes over the wire; ``exit_code`` is
-what the command line returns (1 failed, 2 usage or configuration, 4 verification failed).
+Every error that edgeslm raises on purpose is an :class:`EdgeslmError`. Each carries fields beside its text,
+so that callers branch on type and fields and never on words. ``code`` is what goes over the wire;
+``exit_code`` is what the command line returns (1 failed, 2 usage or configuration, 4 verification failed).
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ class ConfigError(EdgeslmError):
         self.key = key
 
 
-# --- requests --------------------------------------------------------------------------------------------------
+# --- requests ----------------------------------------------------------------------------------------------
 
 
 class RequestError(EdgeslmError):
@@ -117,7 +117,7 @@ class CancelledError(RequestError):
     code = "cancelled"
 
 
-# --- model packages --------------------------------------------------------------------------------------------
+# --- model packages ----------------------------------------------------------------------------------------
 
 
 class PackageError(EdgeslmError):
@@ -197,7 +197,7 @@ class StoreError(EdgeslmError):
         self.free_bytes = free_bytes
 
 
-# --- runtime ---------------------------------------------------------------------------------------------------
+# --- runtime -----------------------------------------------------------------------------------------------
 
 
 class ModelLoadError(EdgeslmError):
@@ -228,11 +228,23 @@ class InferenceError(EdgeslmError):
     """The runtime failed while computing."""
 
 
-# --- link ------------------------------------------------------------------------------------------------------
+# --- link --------------------------------------------------------------------------------------------------
 
 
 class LinkError(EdgeslmError):
     """The broker cannot be reached, refused us, or the connection broke."""
+
+
+class NoAnswerError(LinkError):
+    """A broker or device did not answer in time.
+
+    Attributes:
+        waited_s: seconds that were given to it.
+    """
+
+    def __init__(self, message: str, *, waited_s: float, hint: str | None = None) -> None:
+        super().__init__(message, hint=hint)
+        self.waited_s = waited_s
 
 
 class TopicError(EdgeslmError):

@@ -88,7 +88,9 @@ def id_topic(fleet: str, device: str, channel: IdChannel, request_id: str) -> st
     Raises:
         TopicError: a part is not a single valid level.
     """
-    return f"{ROOT}/{_identifier('fleet', fleet)}/{_device_name(device)}/{channel}/{_request_level(request_id)}"
+    return (
+        f"{ROOT}/{_identifier('fleet', fleet)}/{_device_name(device)}/{channel}/{_request_level(request_id)}"
+    )
 
 
 def pool_topic(fleet: str, model: str) -> str:

@@ -160,7 +160,9 @@ def _response_topic(message: Received) -> str | None:
 
 
 def _too_large(size: int, limit: int) -> TooLargeError:
-    return TooLargeError(f"body of {size} bytes, at most {limit} are taken", actual=size, limit=limit, unit="bytes")
+    return TooLargeError(
+        f"body of {size} bytes, at most {limit} are taken", actual=size, limit=limit, unit="bytes"
+    )
 
 
 def _find_id(payload: bytes) -> str:

@@ -16,7 +16,7 @@ from __future__ import annotations
 import json
 import sqlite3
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -48,6 +48,24 @@ CREATE TABLE replies (
 );
 CREATE INDEX replies_of ON replies (id);
 CREATE INDEX replies_open ON replies (number) WHERE delivered = 0;
+"""
+
+_PENDING_OF = """
+SELECT number, topic, correlation, form, result FROM replies JOIN prompts ON prompts.id = replies.id
+WHERE delivered = 0 AND result IS NOT NULL AND replies.id = ? ORDER BY number
+"""
+_PENDING_OLDEST = """
+SELECT number, topic, correlation, form, result FROM replies JOIN prompts ON prompts.id = replies.id
+WHERE delivered = 0 AND result IS NOT NULL ORDER BY number LIMIT ?
+"""
+_PRUNE_OLD = """
+DELETE FROM prompts WHERE answered_at < ? AND result IS NOT NULL
+AND NOT EXISTS (SELECT 1 FROM replies WHERE replies.id = prompts.id AND delivered = 0)
+"""
+_PRUNE_MANY = """
+DELETE FROM prompts WHERE result IS NOT NULL
+AND NOT EXISTS (SELECT 1 FROM replies WHERE replies.id = prompts.id AND delivered = 0)
+AND id IN (SELECT id FROM prompts WHERE result IS NOT NULL ORDER BY answered_at DESC LIMIT -1 OFFSET ?)
 """
 
 
@@ -93,7 +111,9 @@ class Journal:
             self._db.execute("PRAGMA cache_size=-512")  # KiB; the default of 2 MB is much on a small board
             version = int(self._db.execute("PRAGMA user_version").fetchone()[0])
             if version == 0:
-                self._db.executescript(f"BEGIN IMMEDIATE;{_SCHEMA}PRAGMA user_version={_SCHEMA_VERSION};COMMIT;")
+                self._db.executescript(
+                    f"BEGIN IMMEDIATE;{_SCHEMA}PRAGMA user_version={_SCHEMA_VERSION};COMMIT;"
+                )
             elif version != _SCHEMA_VERSION:
                 raise JournalError(
                     f"{path} has schema {version}, this release knows {_SCHEMA_VERSION}",
@@ -168,7 +188,7 @@ class Journal:
                 "UPDATE prompts SET result = ?, answered_at = ? WHERE id = ? AND result IS NULL",
                 (result, now_s, request_id),
             )
-            return _pending(db, "AND replies.id = ?", (request_id,))
+            return _pending(db.execute(_PENDING_OF, (request_id,)))
 
     def delivered(self, numbers: Sequence[int]) -> None:
         """Note that the broker has these replies.
@@ -182,12 +202,12 @@ class Journal:
     def pending(self, request_id: str) -> list[PendingReply]:
         """Where the answer of this id still has to go; empty while there is none."""
         with self._lock:
-            return _pending(self._db, "AND replies.id = ?", (request_id,))
+            return _pending(self._db.execute(_PENDING_OF, (request_id,)))
 
     def undelivered(self, limit: int) -> list[PendingReply]:
         """The oldest answers not confirmed yet."""
         with self._lock:
-            return _pending(self._db, "", (), limit)
+            return _pending(self._db.execute(_PENDING_OLDEST, (limit,)))
 
     def unanswered(self) -> list[tuple[JournalledPrompt, list[ReplyAddress]]]:
         """Accepted prompts without an answer, oldest first: what a restart has to run."""
@@ -200,7 +220,7 @@ class Journal:
 
     def _addresses(self, request_id: str) -> list[ReplyAddress]:
         rows = self._db.execute("SELECT topic, correlation, form FROM replies WHERE id = ?", (request_id,))
-        return [_address(*row) for row in rows]
+        return [ReplyAddress(*row) for row in rows]
 
     def prune(self, before_s: float, max_answered: int) -> int:
         """Forget delivered answers older than Unix time `before_s`, and the oldest beyond `max_answered`.
@@ -208,17 +228,9 @@ class Journal:
         Returns:
             How many were forgotten. What is not delivered stays.
         """
-        done = (
-            "result IS NOT NULL AND NOT EXISTS "
-            "(SELECT 1 FROM replies WHERE replies.id = prompts.id AND delivered = 0)"
-        )
         with self._transaction(synced=False) as db:
-            old = db.execute(f"DELETE FROM prompts WHERE answered_at < ? AND {done}", (before_s,))  # noqa: S608
-            many = db.execute(
-                f"DELETE FROM prompts WHERE {done} AND id IN "  # noqa: S608 - constant text
-                "(SELECT id FROM prompts WHERE result IS NOT NULL ORDER BY answered_at DESC LIMIT -1 OFFSET ?)",
-                (max_answered,),
-            )
+            old = db.execute(_PRUNE_OLD, (before_s,))
+            many = db.execute(_PRUNE_MANY, (max_answered,))
             return old.rowcount + many.rowcount
 
     def close(self) -> None:
@@ -234,19 +246,11 @@ def _insert_reply(db: sqlite3.Connection, request_id: str, address: ReplyAddress
     )
 
 
-def _address(topic: str, correlation: bytes | None, form: ReplyForm) -> ReplyAddress:
-    return ReplyAddress(topic, correlation, form)
-
-
-def _pending(
-    db: sqlite3.Connection, condition: str, values: tuple[str, ...], limit: int = -1
-) -> list[PendingReply]:
-    rows = db.execute(
-        "SELECT number, topic, correlation, form, result FROM replies JOIN prompts ON prompts.id = replies.id "
-        f"WHERE delivered = 0 AND result IS NOT NULL {condition} ORDER BY number LIMIT ?",  # noqa: S608
-        (*values, limit),
-    )
-    return [PendingReply(row[0], _address(*row[1:4]), row[4]) for row in rows]
+def _pending(rows: Iterable[tuple[int, str, bytes | None, ReplyForm, bytes]]) -> list[PendingReply]:
+    return [
+        PendingReply(number, ReplyAddress(topic, correlation, form), result)
+        for number, topic, correlation, form, result in rows
+    ]
 
 
 def _prompt(row: tuple[str, float, bytes | None]) -> JournalledPrompt:

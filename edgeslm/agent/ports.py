@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from typing import Protocol
 
-from edgeslm.link.port import Link as Link
-from edgeslm.link.port import LinkEvents as LinkEvents
-from edgeslm.link.port import Message as Message
-from edgeslm.power.meter import EnergyMeter as EnergyMeter
+from edgeslm.link.port import Link, LinkEvents, Message
+from edgeslm.power.meter import EnergyMeter
 from edgeslm.runtime.generation import OnText, ShouldStop
 from edgeslm.runtime.model import Answer
 from edgeslm.schema.installed import InstalledPackage
 from edgeslm.schema.message import Options
+
+__all__ = ["EnergyMeter", "Link", "LinkEvents", "Message", "Model"]
 
 
 class Model(Protocol):

@@ -20,7 +20,7 @@ import edgeslm
 from edgeslm import codec, topics
 from edgeslm.agent import intake
 from edgeslm.agent.job import Job, ReplyAddress
-from edgeslm.agent.journal import Journal, PendingReply
+from edgeslm.agent.journal import Journal
 from edgeslm.agent.outbox import Outbox
 from edgeslm.agent.ports import EnergyMeter, Link, Message, Model
 from edgeslm.agent.queue import JobQueue
@@ -33,7 +33,7 @@ from edgeslm.errors import (
     RequestError,
     UnknownModelError,
 )
-from edgeslm.schema.message import Availability, Info, ModelInfo, PromptRequest, Result
+from edgeslm.schema.message import Availability, Info, ModelInfo, PromptRequest
 
 log = logging.getLogger(__name__)
 
@@ -201,7 +201,8 @@ class Agent:
         ]
         if self._identity.pool:
             filters += [
-                (topics.shared_subscription(fleet, topics.pool_topic(fleet, model)), 1) for model in self._models
+                (topics.shared_subscription(fleet, topics.pool_topic(fleet, model)), 1)
+                for model in self._models
             ]
         return filters
 
@@ -299,7 +300,7 @@ class Agent:
             wait_s = round(self._worker.mean_job_s * len(self._queue) / 2, 2)
             raise BusyError(f"{self._limits.max_queue} prompts are waiting", retry_after_s=max(wait_s, 0.1))
         if request.options.temperature > 0 and request.options.seed is None:
-            options = request.options.model_copy(update={"seed": random.getrandbits(62)})  # noqa: S311
+            options = request.options.model_copy(update={"seed": random.getrandbits(62)})
             request = request.model_copy(update={"options": options})
         job = self._job(request, [reply], time.monotonic())
         # The worker may begin at once; it waits for the journal before the answer leaves.

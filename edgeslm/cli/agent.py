@@ -27,13 +27,17 @@ def _setting(flag: str, name: str, variable: str, text: str, kind: Any = str) ->
 
 def _settings_options(command: Any) -> Any:
     options = [
-        _setting("--config", "path", "EDGESLM_CONFIG", "agent.yaml.", click.Path(path_type=Path, dir_okay=False)),
+        _setting(
+            "--config", "path", "EDGESLM_CONFIG", "agent.yaml.", click.Path(path_type=Path, dir_okay=False)
+        ),
         _setting("--device", "device", "EDGESLM_DEVICE", "Name of this device on the wire."),
         _setting("--fleet", "fleet", FLEET, "Fleet that it belongs to."),
         _setting("--board", "board", "EDGESLM_BOARD", "Board to assume instead of the recognised one."),
         _setting("--host", "broker_host", BROKER_HOST, "MQTT broker."),
         _setting("--port", "broker_port", BROKER_PORT, "Port of the broker.", int),
-        _setting("--state-dir", "state_dir", "EDGESLM_STATE_DIR", "Journal and models.", click.Path(path_type=Path)),
+        _setting(
+            "--state-dir", "state_dir", "EDGESLM_STATE_DIR", "Journal and models.", click.Path(path_type=Path)
+        ),
         _setting("--threads", "threads", "EDGESLM_THREADS", "Inference threads.", int),
     ]
     for option in reversed(options):
@@ -63,7 +67,9 @@ def run(path: Path | None, **overrides: Any) -> None:
     running.start()
     info = running.info()
     served = ", ".join(f"{model.name}@{model.version} ({model.graph})" for model in info.models)
-    click.echo(f"edgeslm {info.agent} on {info.board}: {config.fleet}/{config.device} serves {served}", err=True)
+    click.echo(
+        f"edgeslm {info.agent} on {info.board}: {config.fleet}/{config.device} serves {served}", err=True
+    )
     click.echo(f"runtime {info.runtime}, broker {config.broker.host}:{config.broker.port}", err=True)
     while not stop.wait(0.2) and not running.wait_connected(0):
         pass

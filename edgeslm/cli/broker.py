@@ -20,13 +20,19 @@ def broker() -> None:
 @broker.command()
 @click.option("--port", type=click.IntRange(1, 65535), help="Default: 8883 with TLS, 1883 without.")
 @click.option("--bind", "bind_address", help="Address to listen on; default is all.")
-@click.option("--password-file", type=_FILE, help="Log in by password; the file is made with mosquitto_passwd.")
+@click.option(
+    "--password-file", type=_FILE, help="Log in by password; the file is made with mosquitto_passwd."
+)
 @click.option("--ca", "ca_file", type=_FILE, help="Certificate authority: switches TLS on.")
 @click.option("--cert", "cert_file", type=_FILE, help="The broker's certificate.")
 @click.option("--key", "key_file", type=_FILE, help="The broker's private key.")
-@click.option("--client-certificates/--no-client-certificates", default=True, help="Whether each client needs one.")
+@click.option(
+    "--client-certificates/--no-client-certificates", default=True, help="Whether each client needs one."
+)
 @click.option("--acl-file", type=_FILE, help="Access list.")
-@click.option("--anonymous", is_flag=True, help="Let clients in without credentials: for a closed network only.")
+@click.option(
+    "--anonymous", is_flag=True, help="Let clients in without credentials: for a closed network only."
+)
 @click.option(
     "--persistence-dir",
     type=click.Path(path_type=Path),
@@ -34,7 +40,9 @@ def broker() -> None:
     show_default=True,
     help="Where sessions and queued messages survive a restart.",
 )
-@click.option("--drop-in", is_flag=True, help="For Debian's conf.d: leave out what its mosquitto.conf sets itself.")
+@click.option(
+    "--drop-in", is_flag=True, help="For Debian's conf.d: leave out what its mosquitto.conf sets itself."
+)
 @click.option("--out", "-o", type=_FILE, help="Write here instead of to stdout; an existing file is refused.")
 @reporting_errors
 def config(
@@ -53,10 +61,10 @@ def config(
 ) -> None:
     """Print a mosquitto.conf that fits edgeslm, each line explained.
 
-    For example, on Debian and Raspberry Pi OS: edgeslm broker config --drop-in --password-file /etc/mosquitto/passwd
-    -o /etc/mosquitto/conf.d/edgeslm.conf
+    For example, on Debian and Raspberry Pi OS: edgeslm broker config --drop-in
+    --password-file /etc/mosquitto/passwd -o /etc/mosquitto/conf.d/edgeslm.conf
     """
-    from edgeslm.link.broker import TlsFiles, mosquitto_config  # noqa: PLC0415
+    from edgeslm.link.broker_config import TlsFiles, mosquitto_config  # noqa: PLC0415
 
     tls = None
     if ca_file is not None and cert_file is not None and key_file is not None:
@@ -71,6 +79,7 @@ def config(
         acl_file=acl_file,
         allow_anonymous=anonymous,
         persistence_dir=persistence_dir,
+        drop_in=drop_in,
     )
     if out is None:
         click.echo(text, nl=False)

@@ -57,7 +57,9 @@ def check_python() -> Finding:
     if not (3, 11) <= sys.version_info[:2] < (3, 14):
         return Finding("python", "failed", version, "Use Python 3.11, 3.12 or 3.13")
     if sys.maxsize < 2**32:
-        return Finding("python", "failed", f"{version}, 32 bits", "LiteRT has 64-bit wheels only: use a 64-bit system")
+        return Finding(
+            "python", "failed", f"{version}, 32 bits", "LiteRT has 64-bit wheels only: use a 64-bit system"
+        )
     return Finding("python", "ok", f"{version} on {platform.machine()}")
 
 
@@ -78,7 +80,9 @@ def check_cpu(cpuinfo: Path = Path("/proc/cpuinfo")) -> Finding:
         lines = cpuinfo.read_text("utf-8", "replace").splitlines()
     except OSError:
         return Finding("cpu", "warning", f"{os.cpu_count()} cores, features unknown")
-    flags = {word for line in lines if line.lower().startswith(("features", "flags")) for word in line.split()}
+    flags = {
+        word for line in lines if line.lower().startswith(("features", "flags")) for word in line.split()
+    }
     found = sorted(wanted & flags)
     fast = {"asimddp", "i8mm", "avx512_vnni", "avx_vnni"} & flags
     detail = f"{os.cpu_count()} cores, {', '.join(found) or 'no vector extensions found'}"
@@ -107,7 +111,9 @@ def judge_probe(name: str, returncode: int, stdout: str, stderr: str) -> Finding
     """What the end of the probe process says about the model."""
     if returncode == 0:
         graph, runtime, load_s = json.loads(stdout.splitlines()[-1])
-        return Finding("model", "ok", f"{name}: {graph} on {runtime}, loaded and proved in {load_s * 1e3:.0f} ms")
+        return Finding(
+            "model", "ok", f"{name}: {graph} on {runtime}, loaded and proved in {load_s * 1e3:.0f} ms"
+        )
     if returncode == -4:
         return Finding(
             "model",
@@ -116,7 +122,9 @@ def judge_probe(name: str, returncode: int, stdout: str, stderr: str) -> Finding
             "Use a 64-bit Arm or x86-64 board of the last ten years, or try tflite-runtime",
         )
     if returncode < 0:
-        return Finding("model", "failed", f"loading {name} was ended by signal {-returncode}", "Free some memory")
+        return Finding(
+            "model", "failed", f"loading {name} was ended by signal {-returncode}", "Free some memory"
+        )
     last = stderr.strip().splitlines()[-1] if stderr.strip() else "no reason given"
     return Finding("model", "failed", last[:300])
 
@@ -129,7 +137,9 @@ def check_memory(meminfo: Path = Path("/proc/meminfo")) -> Finding:
     except (OSError, ValueError, KeyError):
         return Finding("memory", "warning", "free memory unknown")
     if free_mb < _MIN_FREE_MEMORY_MB:
-        return Finding("memory", "failed", f"{free_mb} MB free", f"At least {_MIN_FREE_MEMORY_MB} MB are needed")
+        return Finding(
+            "memory", "failed", f"{free_mb} MB free", f"At least {_MIN_FREE_MEMORY_MB} MB are needed"
+        )
     return Finding("memory", "ok", f"{free_mb:,} MB free")
 
 
@@ -138,9 +148,13 @@ def check_disk(state_dir: Path) -> Finding:
     place = next(path for path in [state_dir, *state_dir.parents] if path.exists())
     free_mb = shutil.disk_usage(place).free // 2**20
     if free_mb < _MIN_FREE_DISK_MB:
-        return Finding("disk", "failed", f"{free_mb} MB free at {place}", f"At least {_MIN_FREE_DISK_MB} MB are needed")
+        return Finding(
+            "disk", "failed", f"{free_mb} MB free at {place}", f"At least {_MIN_FREE_DISK_MB} MB are needed"
+        )
     if not os.access(place, os.W_OK):
-        return Finding("disk", "warning", f"{place} is not writable for this user", "Give --state-dir, or run as root")
+        return Finding(
+            "disk", "warning", f"{place} is not writable for this user", "Give --state-dir, or run as root"
+        )
     return Finding("disk", "ok", f"{free_mb:,} MB free at {place}")
 
 
@@ -183,10 +197,21 @@ def _findings(state_dir: Path, host: str, port: int) -> Iterator[Finding]:
 
 @click.command()
 @click.option(
-    "--host", default="127.0.0.1", show_default=True, envvar=BROKER_HOST, show_envvar=True, help="MQTT broker."
+    "--host",
+    default="127.0.0.1",
+    show_default=True,
+    envvar=BROKER_HOST,
+    show_envvar=True,
+    help="MQTT broker.",
 )
 @click.option(
-    "--port", type=int, default=1883, show_default=True, envvar=BROKER_PORT, show_envvar=True, help="Port of the broker."
+    "--port",
+    type=int,
+    default=1883,
+    show_default=True,
+    envvar=BROKER_PORT,
+    show_envvar=True,
+    help="Port of the broker.",
 )
 @click.option("--state-dir", type=click.Path(path_type=Path), default="/var/lib/edgeslm", show_default=True)
 @json_option
@@ -197,7 +222,9 @@ def doctor(host: str, port: int, state_dir: Path, as_json: bool) -> None:
     for finding in _findings(state_dir, host, port):
         findings.append(finding)
         if not as_json:
-            mark = {"ok": ("ok", "green"), "warning": ("--", "yellow"), "failed": ("!!", "red")}[finding.status]
+            mark = {"ok": ("ok", "green"), "warning": ("--", "yellow"), "failed": ("!!", "red")}[
+                finding.status
+            ]
             click.echo(f"{click.style(mark[0], fg=mark[1])}  {finding.name:8} {finding.detail}")
             if finding.advice and finding.status != "ok":
                 click.echo(f"             {finding.advice}")

@@ -18,7 +18,9 @@ _COMMANDS = {
 
 
 @click.group(
-    cls=CommandGroup, lazy=_COMMANDS, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110}
+    cls=CommandGroup,
+    lazy=_COMMANDS,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
 )
 @click.version_option(edgeslm.__version__, prog_name="edgeslm")
 @click.option("--debug", is_flag=True, help="Show a traceback with an error.")

@@ -70,7 +70,11 @@ def verify(package: str, run_it: bool, as_json: bool) -> None:
     data = report.model_dump(mode="json")
     if run_it:
         loaded = wiring.open_model(str(path))
-        data["proved"] = {"graph": loaded.graph_file, "runtime": loaded.runtime_name, "load_s": round(loaded.load_s, 4)}
+        data["proved"] = {
+            "graph": loaded.graph_file,
+            "runtime": loaded.runtime_name,
+            "load_s": round(loaded.load_s, 4),
+        }
         lines.append(f"{loaded.graph_file} computes its golden vector on {loaded.runtime_name}")
     if as_json:
         print_json(data)
@@ -99,7 +103,12 @@ def pack(directory: Path, out: Path | None, as_json: bool) -> None:
 @model.command()
 @click.argument("package")
 @request_options
-@click.option("--runtime", type=click.Choice(["auto", "ai-edge-litert", "tflite-runtime"]), default="auto", help="TFLite runtime.")
+@click.option(
+    "--runtime",
+    type=click.Choice(["auto", "ai-edge-litert", "tflite-runtime"]),
+    default="auto",
+    help="TFLite runtime.",
+)
 @click.option("--threads", type=click.IntRange(1, 64), help="Inference threads; default from the board.")
 @reporting_errors
 def run(

@@ -92,4 +92,6 @@ def debugging() -> bool:
 def configure_logging(verbosity: int) -> None:
     """Log to stderr: warnings, with 1 also information, with 2 everything."""
     level = (logging.WARNING, logging.INFO, logging.DEBUG)[min(verbosity, 2)]
-    logging.basicConfig(level=level, format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr)
+    logging.basicConfig(
+        level=level, format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr
+    )

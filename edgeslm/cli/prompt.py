@@ -29,18 +29,35 @@ _FILE = click.Path(path_type=Path, dir_okay=False, exists=True)
 @request_options
 @click.option("--device", help="Device to ask; default: the only one that is online.")
 @click.option("--pool", help="Model whose pool to ask: any device that serves it answers.")
-@click.option("--fleet", default="home", show_default=True, envvar=FLEET, show_envvar=True, help="Fleet of the device.")
+@click.option(
+    "--fleet", default="home", show_default=True, envvar=FLEET, show_envvar=True, help="Fleet of the device."
+)
 @click.option("--model", help="Model to ask, where the device serves several.")
 @click.option("--priority", type=click.Choice(["high", "normal", "low"]), default="normal", show_default=True)
 @click.option("--stream/--no-stream", default=True, help="Whether to show the answer while it grows.")
-@click.option("--timeout", "timeout_s", type=click.FloatRange(0.1), default=60.0, show_default=True, help="Seconds.")
 @click.option(
-    "--host", default="127.0.0.1", show_default=True, envvar=BROKER_HOST, show_envvar=True, help="MQTT broker."
+    "--timeout", "timeout_s", type=click.FloatRange(0.1), default=60.0, show_default=True, help="Seconds."
 )
 @click.option(
-    "--port", type=int, default=1883, show_default=True, envvar=BROKER_PORT, show_envvar=True, help="Port of the broker."
+    "--host",
+    default="127.0.0.1",
+    show_default=True,
+    envvar=BROKER_HOST,
+    show_envvar=True,
+    help="MQTT broker.",
 )
-@click.option("--protocol", type=click.Choice(["5", "3.1.1"]), default="5", show_default=True, help="MQTT version.")
+@click.option(
+    "--port",
+    type=int,
+    default=1883,
+    show_default=True,
+    envvar=BROKER_PORT,
+    show_envvar=True,
+    help="Port of the broker.",
+)
+@click.option(
+    "--protocol", type=click.Choice(["5", "3.1.1"]), default="5", show_default=True, help="MQTT version."
+)
 @click.option("--username", help="User name at the broker.")
 @click.option("--password-file", type=_FILE, help="File that holds the password.")
 @click.option("--ca", "ca_file", type=_FILE, help="Certificate authority: switches TLS on.")
@@ -95,7 +112,9 @@ def _shown_by(printer: Printer) -> Any:
 
 def _broker(settings: dict[str, Any]) -> BrokerConfig:
     try:
-        return BrokerConfig.model_validate({name: value for name, value in settings.items() if value is not None})
+        return BrokerConfig.model_validate(
+            {name: value for name, value in settings.items() if value is not None}
+        )
     except ValidationError as error:
         raise UsageError(describe(error).replace("_", "-")) from error
 

@@ -29,7 +29,9 @@ def request_options(command: Any) -> Any:
     for option in reversed(_OPTION_FLAGS):
         command = option(command)
     command = click.option("--batch", is_flag=True, help="Each input line is a prompt of its own.")(command)
-    command = click.option("--json", "as_json", is_flag=True, help="Print results as JSON, one a line.")(command)
+    command = click.option("--json", "as_json", is_flag=True, help="Print results as JSON, one a line.")(
+        command
+    )
     return click.argument("text", required=False)(command)
 
 

@@ -74,7 +74,11 @@ def install_package(reference: str, store_dir: Path, relative_to: Path | None = 
 
 
 def open_model(
-    reference: str, *, runtime: RuntimeChoice = "auto", threads: int | None = None, store_dir: Path | None = None
+    reference: str,
+    *,
+    runtime: RuntimeChoice = "auto",
+    threads: int | None = None,
+    store_dir: Path | None = None,
 ) -> LoadedModel:
     """A model ready to run in this process."""
     from edgeslm.power.boards import choose_board  # noqa: PLC0415
@@ -96,7 +100,9 @@ def read_agent_config(path: Path, overrides: dict[str, Any]) -> AgentConfig:
     except OSError as error:
         raise ConfigError(f"cannot read {path}: {error.strerror}", path=str(path)) from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} is no YAML: {' '.join(str(error).split())[:300]}", path=str(path)) from error
+        raise ConfigError(
+            f"{path} is no YAML: {' '.join(str(error).split())[:300]}", path=str(path)
+        ) from error
     return parse_agent_config(data if data is not None else {}, overrides, str(path))
 
 
@@ -114,7 +120,10 @@ def parse_agent_config(data: Any, overrides: dict[str, Any], path: str | None) -
             continue
         if key.startswith("broker_"):
             broker = merged.get("broker", {})
-            merged["broker"] = {**(broker if isinstance(broker, dict) else {}), key.removeprefix("broker_"): value}
+            merged["broker"] = {
+                **(broker if isinstance(broker, dict) else {}),
+                key.removeprefix("broker_"): value,
+            }
         else:
             merged[key] = value
     try:

@@ -27,7 +27,7 @@ from typing import Protocol, Self, TypeVar
 from pydantic import BaseModel
 
 from edgeslm import codec, topics
-from edgeslm.errors import BadRequestError, CodecError, LinkError, TopicError, UsageError
+from edgeslm.errors import BadRequestError, CodecError, LinkError, NoAnswerError, TopicError, UsageError
 from edgeslm.link.mqtt import MqttLink
 from edgeslm.link.port import Link, Message
 from edgeslm.schema.config import BrokerConfig
@@ -118,16 +118,19 @@ class RequestClient:
         """Connect and wait for it.
 
         Raises:
-            LinkError: no broker within `timeout_s`; the text says why the last attempt failed.
+            NoAnswerError: no broker within `timeout_s`; the text says why the last attempt failed.
+            ConfigError: a password or TLS file cannot be used.
+            LinkError: the link cannot be set up.
         """
         filters = [(self._reply_topic, 1)] if self._config.protocol == "5" else []
         self._link.start(self, filters)
         if not self._wait(lambda: self._is_connected, time.monotonic() + timeout_s):
             self._link.stop()
             where = f"{self._config.host}:{self._config.port}"
-            raise LinkError(
+            raise NoAnswerError(
                 f"no broker at {where} within {timeout_s:g} s: {self._last_reason}",
-                hint="Start one, or name another",
+                waited_s=timeout_s,
+                hint="Is it running, and are host, port and credentials right?",
             )
         return self
 
@@ -161,7 +164,8 @@ class RequestClient:
             timeout_s: seconds to wait, outages included.
 
         Raises:
-            LinkError: no result in time.
+            NoAnswerError: no result in time.
+            LinkError: the request can never be sent.
             TopicError: `topic` is no prompt topic.
             BadRequestError: the id is in use.
             UsageError: a pool is asked over MQTT 3.1.1.
@@ -185,9 +189,10 @@ class RequestClient:
             if filters:
                 self._link.unsubscribe([name for name, _ in filters])
         if result is None:
-            raise LinkError(
+            raise NoAnswerError(
                 f"no answer to request '{request.id}' on {topic} within {timeout_s:g} s"
                 + ("" if self._is_connected else f" (not connected: {self._last_reason})"),
+                waited_s=timeout_s,
                 hint="See whether the device is online",
             )
         return result
@@ -208,7 +213,7 @@ class RequestClient:
         """Wait until `device` says that it is online.
 
         Raises:
-            LinkError: it does not within `timeout_s`.
+            NoAnswerError: it does not within `timeout_s`.
         """
         topic = topics.device_topic(fleet, device, "availability")
         self._watch([topic])
@@ -220,8 +225,9 @@ class RequestClient:
         if not self._wait(is_online, time.monotonic() + timeout_s):
             view = self._devices.get(key)
             state = view.state if view is not None else None
-            raise LinkError(
+            raise NoAnswerError(
                 f"device '{device}' of fleet '{fleet}' is {state or 'unheard of'} after {timeout_s:g} s",
+                waited_s=timeout_s,
                 hint="Start its agent, or look which devices there are",
             )
 

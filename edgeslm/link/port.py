@@ -60,15 +60,24 @@ class Link(Protocol):
         """Connect in the background and keep (filter, qos) subscribed over reconnects.
 
         Raises:
-            LinkError: the link cannot even be set up (bad certificate file, for example). An unreachable
-                broker is no error here: it is waited for.
+            ConfigError: a password or TLS file cannot be used.
+            LinkError: the link cannot even be set up (a bad will, or started before, for example). An
+                unreachable broker is no error here: it is waited for.
         """
 
     def publish(self, message: Message) -> int | None:
-        """Hand `message` over; returns a token that ``on_published`` repeats, or ``None`` if not connected.
+        """Hand `message` over.
 
         A message that was handed over but not yet confirmed when the connection breaks is **not** sent again
-        by the link after reconnecting: its owner, who has it stored, does that. QoS 0 tokens are not repeated.
+        by the link after reconnecting: its owner, who has it stored, does that.
+
+        Returns:
+            A token that ``on_published`` repeats (for QoS 1 only), or ``None`` if the message was not taken:
+            not connected, or as much is under way as the link holds. Trying again later makes sense.
+
+        Raises:
+            LinkError: it can never be sent: its topic is none to publish to, or it is longer than what the
+                broker takes. Trying again is futile.
         """
 
     def stop(self, farewell: Message | None = None) -> None:

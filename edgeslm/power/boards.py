@@ -43,7 +43,9 @@ def load_boards(devices_dir: Path | None = None) -> dict[str, Board]:
     for path, text in sources:
         board = _parse(text, path)
         if Path(path).stem != board.name:
-            raise ConfigError(f"{path} describes board '{board.name}'", path=path, hint=f"Call it {board.name}.yaml")
+            raise ConfigError(
+                f"{path} describes board '{board.name}'", path=path, hint=f"Call it {board.name}.yaml"
+            )
         boards[board.name] = board
     return boards
 

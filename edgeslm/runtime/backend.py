@@ -156,7 +156,9 @@ def open_interpreter(path: Path, runtime: Runtime, threads: int) -> Any:
     except ImportError as error:
         raise RuntimeMissingError(
             f"{runtime} cannot be imported: {error}",
-            hint="tflite-runtime 2.14 needs Python 3.11 and numpy<2" if runtime.kind == "tflite-runtime" else None,
+            hint="tflite-runtime 2.14 needs Python 3.11 and numpy<2"
+            if runtime.kind == "tflite-runtime"
+            else None,
         ) from error
     try:
         return module.Interpreter(model_path=str(path), num_threads=threads)

@@ -121,7 +121,9 @@ class KvEngine:
         """
         self._room_for(len(tokens))
         start = 0
-        for taken in plan_chunks(len(tokens), self._position, self._context_tokens, list(self._prefill_names)):
+        for taken in plan_chunks(
+            len(tokens), self._position, self._context_tokens, list(self._prefill_names)
+        ):
             if should_stop is not None and should_stop():
                 return
             chunk = tokens[start : start + taken]

@@ -105,7 +105,9 @@ class SignatureExecutor:
         outputs = set(self._runner("decode").get_output_details()) if decode is not None else set()
         check_convention(path, decode, outputs)
         self._caches = {
-            name: np.zeros(shape, np.float32) for name, shape in (decode or {}).items() if name.startswith(KV_PREFIX)
+            name: np.zeros(shape, np.float32)
+            for name, shape in (decode or {}).items()
+            if name.startswith(KV_PREFIX)
         }
 
     def _runner(self, signature: str) -> Any:
@@ -154,12 +156,16 @@ class CompiledExecutor:
             self._model = module.CompiledModel.from_file(str(path), options=module.Options(cpu_options=cpu))
             listed = self._model.get_signature_list()
         except (ValueError, RuntimeError) as error:
-            raise ModelLoadError(f"ai-edge-litert refuses {path.name}: {str(error)[:300]}", path=str(path)) from error
+            raise ModelLoadError(
+                f"ai-edge-litert refuses {path.name}: {str(error)[:300]}", path=str(path)
+            ) from error
         self.signatures = tuple(listed)
         self._shapes = {name: self._input_shapes(name) for name in self.signatures}
         check_convention(path, self._shapes.get("decode"), set(listed.get("decode", {}).get("outputs", ())))
         self._caches = {
-            name: self._cache(name, shape) for name, shape in self._shapes["decode"].items() if name.startswith(KV_PREFIX)
+            name: self._cache(name, shape)
+            for name, shape in self._shapes["decode"].items()
+            if name.startswith(KV_PREFIX)
         }
         logits = self._model.get_output_tensor_details("decode")["logits"]
         self._vocab = int(np.prod(logits["shape"]))
@@ -183,7 +189,9 @@ class CompiledExecutor:
             name: caches.get(name) or model.create_input_buffer_by_name(signature, name)
             for name in self._shapes[signature]
         }
-        outs = {name: caches.get(name) or model.create_output_buffer_by_name(signature, name) for name in outputs}
+        outs = {
+            name: caches.get(name) or model.create_output_buffer_by_name(signature, name) for name in outputs
+        }
         return ins, outs
 
     def inputs(self, signature: str) -> Mapping[str, Shape]:

@@ -26,6 +26,7 @@ from edgeslm.schema.installed import InstalledPackage
 from edgeslm.schema.message import FinishReason, Options
 from edgeslm.schema.package import GraphProof, GraphSpec
 
+
 @dataclass(frozen=True)
 class Answer:
     """An answer with its timings, and parsed where the package promises JSON objects and this is one."""
@@ -63,7 +64,11 @@ def _compare_logits(found: list[float], proof: GraphProof, path: str) -> None:
     apart = [(f, e) for f, e in zip(found, proof.logits, strict=True) if not abs(f - e) <= proof.atol]
     if not apart:
         return
-    what = "all logits are zero" if not any(found) else f"a logit is {apart[0][0]:.4f} instead of {apart[0][1]:.4f}"
+    what = (
+        "all logits are zero"
+        if not any(found)
+        else f"a logit is {apart[0][0]:.4f} instead of {apart[0][1]:.4f}"
+    )
     raise ProofError(
         f"golden vector: {what} ({len(apart)} of {len(found)} differ by more than {proof.atol:g})",
         path=path,
@@ -190,7 +195,7 @@ def check_requirements(installed: InstalledPackage, meminfo: Path = Path("/proc/
     manifest = installed.manifest
     if version_key(edgeslm.__version__) < version_key(manifest.requires.agent):
         raise ModelLoadError(
-            f"{manifest.name}@{manifest.version} needs edgeslm {manifest.requires.agent}, this is {edgeslm.__version__}",
+            f"{manifest.name} {manifest.version} needs edgeslm {manifest.requires.agent}, not {edgeslm.__version__}",
             path=str(installed.directory),
             hint="Update edgeslm, or take an older version of the model",
         )

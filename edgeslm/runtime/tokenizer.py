@@ -30,7 +30,9 @@ class Tokenizer:
         try:
             self._tokenizer: Any = HfTokenizer.from_file(str(path))
         except Exception as error:  # the library raises bare Exception
-            raise ModelLoadError(f"{path.name} is no tokenizer: {str(error)[:200]}", path=str(path)) from error
+            raise ModelLoadError(
+                f"{path.name} is no tokenizer: {str(error)[:200]}", path=str(path)
+            ) from error
         self._tokenizer.no_padding()
         self._tokenizer.no_truncation()
 

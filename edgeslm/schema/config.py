@@ -54,7 +54,7 @@ class LimitsConfig(FileModel):
         max_queue: prompts waiting at once; beyond it a prompt is answered `busy`.
         max_body_bytes: largest message body that is looked at.
         answered_window_s: seconds for which an answered id is remembered and answered from store.
-        max_answered: answered ids remembered at most; the oldest go first, but never one whose answer is still on its way.
+        max_answered: answered ids remembered at most; the oldest go first, those still on their way never.
     """
 
     max_queue: Annotated[int, Field(ge=1, le=100_000)] = 256

@@ -45,7 +45,8 @@ class Options(WireModel):
     top_p: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
     seed: Annotated[int, Field(ge=0, lt=2**63)] | None = None
     stop: Annotated[
-        tuple[Annotated[str, StringConstraints(min_length=1, max_length=128)], ...], Field(max_length=16, strict=False)
+        tuple[Annotated[str, StringConstraints(min_length=1, max_length=128)], ...],
+        Field(max_length=16, strict=False),
     ] = ()
     stream: bool = False
     deadline_ms: Annotated[int, Field(ge=1, le=86_400_000)] | None = None

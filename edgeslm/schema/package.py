@@ -44,7 +44,9 @@ class GraphProof(FileModel):
     tokens: Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1, max_length=4096)]
     greedy: Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1, max_length=256)]
     logit_ids: Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1, max_length=64)]
-    logits: Annotated[tuple[Annotated[float, Field(allow_inf_nan=False)], ...], Field(min_length=1, max_length=64)]
+    logits: Annotated[
+        tuple[Annotated[float, Field(allow_inf_nan=False)], ...], Field(min_length=1, max_length=64)
+    ]
     atol: Annotated[float, Field(gt=0, le=10, allow_inf_nan=False)]
 
     @model_validator(mode="after")
@@ -133,7 +135,9 @@ class Manifest(FileModel):
     requires: Requirements
     licenses: Annotated[tuple[License, ...], Field(min_length=1, max_length=16)]
     security_floor: SemanticVersion = "0.0.0"
-    measured: dict[Identifier, dict[str, Annotated[float, Field(allow_inf_nan=False)]]] = Field(default_factory=dict, max_length=64)
+    measured: dict[Identifier, dict[str, Annotated[float, Field(allow_inf_nan=False)]]] = Field(
+        default_factory=dict, max_length=64
+    )
     files: dict[FileName, Member] = Field(min_length=1, max_length=MAX_MEMBERS)
 
     @model_validator(mode="after")

@@ -47,7 +47,11 @@ class Client:
 
     def send(self, channel: str, body: Any, **properties: Any) -> None:
         payload = body if isinstance(body, bytes) else json.dumps(body).encode()
-        topic = channel if "/" in channel and channel.startswith("edgeslm/") else f"{topics.ROOT}/{FLEET}/{DEVICE}/{channel}"
+        topic = (
+            channel
+            if "/" in channel and channel.startswith("edgeslm/")
+            else f"{topics.ROOT}/{FLEET}/{DEVICE}/{channel}"
+        )
         self._link.publish(Message(topic, payload, **properties))
 
     def ask(self, body: Any, **properties: Any) -> None:

@@ -6,6 +6,7 @@ import time
 import pytest
 
 from edgeslm.agent.journal import Journal
+from edgeslm.errors import JournalError
 
 
 def test_answers_a_prompt_with_a_receipt(world):
@@ -161,7 +162,9 @@ def test_a_bad_prompt_gets_an_error_and_the_next_good_one_an_answer(world, body,
     assert world.client.result("good")["text"] == "fine"
 
 
-@pytest.mark.parametrize("topic", ["a/+/b", "#", "$SYS/x", "edgeslm/v1/home/other/prompt", "edgeslm/v1/home/pool/echo/prompt"])
+@pytest.mark.parametrize(
+    "topic", ["a/+/b", "#", "$SYS/x", "edgeslm/v1/home/other/prompt", "edgeslm/v1/home/pool/echo/prompt"]
+)
 def test_a_response_topic_that_would_do_harm_is_refused(world, topic):
     world.start()
     world.client.ask({"id": "a", "prompt": "x"}, response_topic=topic)
@@ -181,7 +184,9 @@ def test_presence_and_self_description_are_retained(world):
 
 def test_a_pool_prompt_is_answered(world):
     world.start()
-    world.client.send("edgeslm/v1/home/pool/echo/prompt", {"id": "p", "prompt": "pooled"}, response_topic="reply/p")
+    world.client.send(
+        "edgeslm/v1/home/pool/echo/prompt", {"id": "p", "prompt": "pooled"}, response_topic="reply/p"
+    )
     assert json.loads(world.client.next(lambda m: m.topic == "reply/p").payload)["text"] == "pooled"
 
 
@@ -222,8 +227,6 @@ def test_prompts_of_the_last_run_are_answered_by_the_next(world):
 
 
 def test_a_broken_journal_refuses_prompts_and_the_agent_goes_on(world, monkeypatch):
-    from edgeslm.errors import JournalError
-
     world.start()
 
     def full(self, prompts, now_s):

@@ -6,20 +6,15 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from link_harness import started, wait_for
 
 from edgeslm.errors import ConfigError, LinkError
 from edgeslm.link import broker as broker_module
-from edgeslm.link.broker import (
-    EmbeddedBroker,
-    TlsFiles,
-    accepts_mqtt,
-    available_kinds,
-    find_mosquitto,
-    mosquitto_config,
-)
+from edgeslm.link.broker import EmbeddedBroker, accepts_mqtt, available_kinds, find_mosquitto
+from edgeslm.link.broker_config import TlsFiles, mosquitto_config
 from edgeslm.link.mqtt import MqttLink
 from edgeslm.link.port import Message
 
@@ -156,6 +151,49 @@ def test_mosquitto_takes_the_configuration_and_keeps_messages_for_absent_clients
         assert wait_for(lambda: got.payloads() == [b"1"])
         sender.stop()
         second.stop()
+
+
+@needs_mosquitto
+def test_debians_mosquitto_starts_with_the_drop_in_beside_its_own_settings(tmp_path: Path) -> None:
+    port = EmbeddedBroker(kind="mosquitto").port
+    drop_ins, data, log = tmp_path / "conf.d", tmp_path / "data", tmp_path / "mosquitto.log"
+    drop_ins.mkdir()
+    data.mkdir()
+    main = tmp_path / "mosquitto.conf"
+    main.write_text(
+        f"persistence true\npersistence_location {data}/\n\nlog_dest file {log}\n\ninclude_dir {drop_ins}\n"
+    )
+    drop_in = drop_ins / "edgeslm.conf"
+    settings: dict[str, Any] = {"port": port, "bind_address": "127.0.0.1", "allow_anonymous": True}
+    settings |= {"persistence_dir": Path("/var/lib/mosquitto"), "user": "root" if os.geteuid() == 0 else None}
+    program = find_mosquitto()
+    assert program is not None
+
+    drop_in.write_text(mosquitto_config(**settings))
+    whole = subprocess.run(
+        [program, "-c", str(main)], capture_output=True, text=True, timeout=10, check=False
+    )
+    assert "Duplicate persistence_location" in whole.stderr  # why the drop-in leaves it out
+
+    drop_in.write_text(mosquitto_config(**settings, drop_in=True))
+    process = subprocess.Popen([program, "-c", str(main)], stderr=subprocess.DEVNULL)
+    try:
+        assert wait_for(lambda: accepts_mqtt(port)), log.read_text()
+    finally:
+        process.terminate()
+        process.wait(5)
+    assert (data / "mosquitto.db").exists()
+
+
+@pytest.mark.parametrize("persistence_dir", [None, Path("/var/lib/mosquitto")])
+def test_the_drop_in_lacks_exactly_what_debians_file_sets(persistence_dir: Path | None) -> None:
+    def names(text: str) -> set[str]:
+        return {line.split()[0] for line in text.splitlines() if line and not line.startswith("#")}
+
+    whole = mosquitto_config(allow_anonymous=True, persistence_dir=Path("/var/lib/mosquitto"))
+    part = mosquitto_config(allow_anonymous=True, persistence_dir=persistence_dir, drop_in=True)
+    assert names(whole) - names(part) == {"persistence", "persistence_location", "log_dest"}
+    assert names(part) < names(whole)
 
 
 def _listening_addresses() -> list[tuple[str, int]]:

@@ -11,7 +11,7 @@ import pytest
 from link_harness import InProcessHarness, MqttHarness, started, wait_for
 
 from edgeslm import codec, topics
-from edgeslm.errors import BadRequestError, LinkError, TopicError, UsageError
+from edgeslm.errors import BadRequestError, LinkError, NoAnswerError, TopicError, UsageError
 from edgeslm.link.client import RequestClient
 from edgeslm.link.port import Message
 from edgeslm.schema.config import BrokerConfig
@@ -157,8 +157,9 @@ def test_a_silent_device_is_an_error_in_time(harness: Harness, name: str, client
     device = Device(harness, name)
     device.is_silent = True
     began_s = time.monotonic()
-    with pytest.raises(LinkError, match="r1"):
+    with pytest.raises(NoAnswerError, match="r1") as caught:
         client.ask(device.prompt_topic, _request("r1"), timeout_s=0.4)
+    assert caught.value.waited_s == 0.4
     assert 0.3 < time.monotonic() - began_s < 2
     device.is_silent = False
     assert client.ask(device.prompt_topic, _request("r1"), timeout_s=8).id == "r1"  # the id is free again
@@ -193,7 +194,7 @@ def test_cancels(harness: Harness, name: str, client: RequestClient) -> None:
 def test_waits_for_a_device_and_lists_those_there_are(
     harness: Harness, name: str, client: RequestClient
 ) -> None:
-    with pytest.raises(LinkError, match="unheard of"):
+    with pytest.raises(NoAnswerError, match="unheard of"):
         client.wait_online(name, "kitchen", timeout_s=0.2)
     kitchen, attic = Device(harness, name), Device(harness, name, "attic")
     kitchen.announce()
@@ -216,7 +217,7 @@ def test_refuses_what_is_no_prompt_topic(harness: Harness, name: str, client: Re
 
 
 def test_no_broker_is_an_error_that_says_why() -> None:
-    with pytest.raises(LinkError, match=r"127\.0\.0\.1:1 .*refused"):
+    with pytest.raises(NoAnswerError, match=r"127\.0\.0\.1:1 .*refused"):
         RequestClient(BrokerConfig(port=1)).connect(timeout_s=1)
 
 

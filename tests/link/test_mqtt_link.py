@@ -15,9 +15,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from link_harness import MqttHarness, Recorder, started, wait_for
 
-from edgeslm.errors import LinkError
-from edgeslm.link import mqtt
-from edgeslm.link.broker import EmbeddedBroker, TlsFiles, available_kinds, find_mosquitto, mosquitto_config
+from edgeslm.errors import ConfigError, LinkError
+from edgeslm.link import connection, mqtt
+from edgeslm.link.broker import EmbeddedBroker, available_kinds, find_mosquitto
+from edgeslm.link.broker_config import TlsFiles, mosquitto_config
 from edgeslm.link.mqtt import MAX_BACKOFF_S, MIN_BACKOFF_S, MqttLink, backoff_s
 from edgeslm.link.port import Message
 from edgeslm.schema.config import BrokerConfig
@@ -206,6 +207,45 @@ def test_tls_with_client_certificates_and_an_access_list_by_their_names(tmp_path
         assert wait_for(lambda: bool(told.reasons))
         stranger.stop()
         assert not told.sessions
+        assert "client certificate?" in told.reasons[0]
+        plain = MqttLink(BrokerConfig(port=port), "plain")
+        told = Recorder()
+        plain.start(told, [])
+        assert wait_for(lambda: bool(told.reasons))
+        plain.stop()
+        assert "before the broker answered" in told.reasons[0]
+        assert "TLS port" in told.reasons[0]
+
+
+@kinds
+def test_tls_spoken_to_a_plain_port_is_told_as_a_doubt(kind: str, tmp_path: Path) -> None:
+    ca, _, _ = _certificates(tmp_path)
+    with EmbeddedBroker(kind=kind) as broker:
+        link = MqttLink(broker.client_config().model_copy(update={"ca_file": ca}), "secret")
+        events = Recorder()
+        link.start(events, [])
+        assert wait_for(lambda: bool(events.reasons))
+        link.stop()
+    assert "without TLS?" in events.reasons[0]
+
+
+def test_a_password_file_lost_while_it_runs_is_an_outage_and_not_the_end(
+    iotcore: EmbeddedBroker, tmp_path: Path
+) -> None:
+    password = tmp_path / "password"
+    password.write_text("secret")
+    harness = MqttHarness(iotcore, "5")
+    update = {"username": "alice", "password_file": password}
+    harness.config = harness.config.model_copy(update=update)
+    link = harness.link("rotating")
+    events = started(link)
+    password.unlink()
+    harness.cut(link)
+    harness.restore(link)
+    assert wait_for(lambda: str(password) in events.reasons[-1] if events.reasons else False)
+    password.write_text("secret")
+    assert wait_for(lambda: len(events.sessions) == 2)
+    harness.close()
 
 
 def test_bad_credentials_files_are_found_at_start(tmp_path: Path) -> None:
@@ -218,8 +258,9 @@ def test_bad_credentials_files_are_found_at_start(tmp_path: Path) -> None:
         BrokerConfig(username="alice", password_file=missing),
     ):
         link = MqttLink(config, "bad")
-        with pytest.raises(LinkError):
+        with pytest.raises(ConfigError) as caught:
             link.start(Recorder(), [])
+        assert caught.value.path == str(config.ca_file or config.password_file)
         link.stop()
 
 
@@ -254,7 +295,9 @@ def test_what_is_not_written_is_bounded(mosquitto: EmbeddedBroker) -> None:
     link = harness.link("full")
     started(link)
     harness.hole(link)
-    taken = [link.publish(Message("full/x", b"1")) for _ in range(mqtt.MAX_WAITING + mqtt.WINDOW + 50)]
+    taken = [
+        link.publish(Message("full/x", b"1")) for _ in range(connection.MAX_WAITING + connection.WINDOW + 50)
+    ]
     assert taken.count(None) == 50
     harness.close()
 

@@ -32,7 +32,11 @@ def test_a_plan_falls_back_to_single_steps_where_a_padded_chunk_would_overrun():
     assert plan_chunks(3, 157, 160, [16]) == [1, 1, 1]
 
 
-@given(st.text(alphabet="ab\n", max_size=40), st.lists(st.text(alphabet="ab\n", min_size=1, max_size=4), max_size=3), st.data())
+@given(
+    st.text(alphabet="ab\n", max_size=40),
+    st.lists(st.text(alphabet="ab\n", min_size=1, max_size=4), max_size=3),
+    st.data(),
+)
 def test_stop_strings_cut_where_the_first_one_begins_however_the_text_is_split(text, stop, data):
     cuts = sorted(data.draw(st.lists(st.integers(0, len(text)), max_size=6)))
     pieces = [text[a:b] for a, b in zip([0, *cuts], [*cuts, len(text)], strict=True)]

@@ -31,7 +31,8 @@ def with_manifest(package, **changes):
 
 def with_proof(package, **changes):
     graphs = tuple(
-        graph.model_copy(update={"proof": graph.proof.model_copy(update=changes)}) for graph in package.manifest.graphs
+        graph.model_copy(update={"proof": graph.proof.model_copy(update=changes)})
+        for graph in package.manifest.graphs
     )
     return with_manifest(package, graphs=graphs)
 
@@ -78,7 +79,10 @@ def test_pieces_join_to_the_answer(model):
 def test_stops_between_tokens_when_told(model):
     pieces = []
     answer = model.answer(
-        COMMAND, Options(), on_text=pieces.append, should_stop=lambda: "cancelled" if len(pieces) >= 2 else None
+        COMMAND,
+        Options(),
+        on_text=pieces.append,
+        should_stop=lambda: "cancelled" if len(pieces) >= 2 else None,
     )
     assert answer.generation.finish_reason == "cancelled"
     assert len(answer.generation.token_ids) <= 3
@@ -119,7 +123,9 @@ def test_survives_any_text(model, prompt):
     assert model.answer(prompt, Options()).generation.finish_reason in {"stop", "length"}
 
 
-@pytest.mark.parametrize("text", ["plain words", "grüße 🦊🦊 ½", "a  b\n\tc", '{"intent":"HassTurnOn","area":"Küche"}'])
+@pytest.mark.parametrize(
+    "text", ["plain words", "grüße 🦊🦊 ½", "a  b\n\tc", '{"intent":"HassTurnOn","area":"Küche"}']
+)
 def test_a_text_stream_gives_the_text_back_whole(home_command, text):
     tokenizer = Tokenizer(home_command.file("tokenizer.json"))
     stream = TextStream(tokenizer)

@@ -43,7 +43,11 @@ runs on two runtimes, which quantize activations differently: up to 0.09 apart h
 
 GRAPHS: Final = (
     ("home-command.tflite", ("litert",), "int8 weights per channel, dynamic; no composites"),
-    ("home-command-tflite.tflite", ("tflite-runtime", "litert"), "int8 weights per tensor, dynamic; no composites"),
+    (
+        "home-command-tflite.tflite",
+        ("tflite-runtime", "litert"),
+        "int8 weights per tensor, dynamic; no composites",
+    ),
 )
 
 
@@ -59,7 +63,13 @@ def prove_graph(path: Path, prompt_ids: list[int], runtime: Runtime) -> dict[str
     greedy = [int(logits.argmax())]
     while greedy[-1] != STOP_TOKEN and len(greedy) < 64:
         greedy.append(int(engine.step(greedy[-1]).argmax()))
-    return {"tokens": prompt_ids, "greedy": greedy, "logit_ids": ids, "logits": values, "atol": PROOF_ATOL[path.name]}
+    return {
+        "tokens": prompt_ids,
+        "greedy": greedy,
+        "logit_ids": ids,
+        "logits": values,
+        "atol": PROOF_ATOL[path.name],
+    }
 
 
 def golden_cases(directory: Path) -> Iterator[dict[str, Any]]:
@@ -117,7 +127,11 @@ def _build(directory: Path, out: Path, scratch: Path) -> str:
         "golden": "golden.jsonl",
         "requires": {"ram_mb": 64, "agent": edgeslm.__version__},
         "licenses": [
-            {"spdx": "Apache-2.0", "of": "home-command weights and tokenizer, the edgeslm authors", "file": "LICENSE"},
+            {
+                "spdx": "Apache-2.0",
+                "of": "home-command weights and tokenizer, the edgeslm authors",
+                "file": "LICENSE",
+            },
             {
                 "spdx": "Apache-2.0",
                 "of": "sentence templates of home-assistant-intents "
