@@ -46,6 +46,7 @@ def broker() -> None:
 @click.option("--out", "-o", type=_FILE, help="Write here instead of to stdout; an existing file is refused.")
 @reporting_errors
 def config(
+    *,
     port: int | None,
     bind_address: str | None,
     password_file: Path | None,

@@ -13,16 +13,19 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import statistics
 import sys
 import tempfile
+import threading
 import time
 import uuid
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any, Literal
@@ -48,6 +51,7 @@ if TYPE_CHECKING:
 FLEET = "demo"
 DEVICE = "demo"
 ANSWER_TIMEOUT_S = 30.0
+UNWIND_TIMEOUT_S = 10.0
 DEFAULT_PACE_S = 1.0
 _INTERRUPTED = 130
 
@@ -77,7 +81,7 @@ def demo(
         pace_s = DEFAULT_PACE_S if sys.stdout.isatty() and not once else 0.0
     screen = _Screen(to_stderr=as_json)
     try:
-        with _signals_unwind(), _running(broker, screen) as stage:
+        with _signals_unwind() as last_resorts, _running(broker, screen, last_resorts) as stage:
             wrong = _play(stage, screen, pace_s)
             if not once:
                 _converse(stage, screen)
@@ -93,20 +97,38 @@ def demo(
 # --- the stage: processes and connections -------------------------------------------------------------------
 
 
+LastResorts = list[Callable[[], object]]
+"""What has to happen even if unwinding gets stuck: processes to kill, files to remove."""
+
+
 @contextmanager
-def _signals_unwind() -> Iterator[None]:
-    """Let SIGTERM and SIGHUP end the demo the way Ctrl-C does, so that everything is cleaned up."""
+def _signals_unwind() -> Iterator[LastResorts]:
+    """Let SIGTERM and SIGHUP end the demo the way Ctrl-C does, so that everything is cleaned up.
+
+    An exception out of a signal handler can strike while a lock is being taken, which then nobody gives back.
+    Whatever does not unwind in time is ended by the last resorts that the block has noted down.
+    """
+    last_resorts: LastResorts = []
+
+    def give_up(number: int) -> None:
+        for act in reversed(last_resorts):
+            with suppress(Exception):
+                act()
+        os._exit(128 + number)
 
     def on_signal(number: int, frame: FrameType | None) -> None:
         del frame
         # A second one must not break the cleaning up.
         for other in (signal.SIGTERM, signal.SIGHUP):
             signal.signal(other, signal.SIG_IGN)
+        timer = threading.Timer(UNWIND_TIMEOUT_S, give_up, [number])
+        timer.daemon = True
+        timer.start()
         raise SystemExit(128 + number)
 
     before = {number: signal.signal(number, on_signal) for number in (signal.SIGTERM, signal.SIGHUP)}
     try:
-        yield
+        yield last_resorts
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
@@ -140,7 +162,9 @@ def _noticing_the_end_of(agent: AgentProcess) -> Iterator[None]:
 
 
 @contextmanager
-def _running(kind: Literal["auto", "mosquitto", "iotcore"], screen: _Screen) -> Iterator[_Stage]:
+def _running(
+    kind: Literal["auto", "mosquitto", "iotcore"], screen: _Screen, last_resorts: LastResorts
+) -> Iterator[_Stage]:
     """Broker, agent, home and client, all connected."""
     from edgeslm.link.broker import EmbeddedBroker  # noqa: PLC0415
     from edgeslm.link.client import RequestClient  # noqa: PLC0415
@@ -151,13 +175,16 @@ def _running(kind: Literal["auto", "mosquitto", "iotcore"], screen: _Screen) -> 
     home = load_home()
     with ExitStack() as stack:
         directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="edgeslm-demo-")))
+        last_resorts.append(partial(shutil.rmtree, directory, ignore_errors=True))
         broker = stack.enter_context(EmbeddedBroker(kind=None if kind == "auto" else kind))
+        last_resorts.append(broker.stop)
         screen.note(f"broker {broker.kind} on 127.0.0.1:{broker.port}")
         agent = stack.enter_context(
             AgentProcess(
                 broker.port, directory / "state", fleet=FLEET, device=DEVICE, log=directory / "agent.log"
             )
         )
+        last_resorts.append(agent.kill)
         config = BrokerConfig(port=broker.port, session_expiry_s=0)
         stack.enter_context(SimulatedDevices(MqttLink(config, "home-devices"), home))
         controller = stack.enter_context(HomeController(MqttLink(config, "home-controller"), home))

@@ -197,3 +197,31 @@ def test_a_killed_demo_takes_its_processes_along(tmp_path: Path) -> None:
         wait_for_line(process.stderr, "agent online")
         process.kill()
     assert_nothing_left(tmp_path)
+
+
+STUCK = """
+import time
+import edgeslm.cli.demo
+import edgeslm.link.client
+from edgeslm.cli.main import cli
+edgeslm.cli.demo.UNWIND_TIMEOUT_S = 1.0
+edgeslm.link.client.RequestClient.close = lambda self: time.sleep(60)
+cli(["demo", "--broker", "iotcore"])
+"""
+
+
+def test_a_signal_ends_everything_even_if_cleaning_up_gets_stuck(tmp_path: Path) -> None:
+    with subprocess.Popen(
+        [sys.executable, "-c", STUCK],
+        env=environment(tmp_path),
+        stdin=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stderr is not None
+        wait_for_line(process.stderr, "agent online")
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(20) == 143
+    assert_nothing_left(tmp_path)
+    assert list(tmp_path.iterdir()) == []
