@@ -64,7 +64,7 @@ GROUPS = (
             ),
             *("tps_cost_long", "tps_cost_streaming", "agent_decode_tps", "rss_mb", "rss_peak_mb"),
         ),
-        lambda quick: measure_speed(60 if quick else 300, 15 if quick else 60),
+        lambda quick: measure_speed(2, 40, 8) if quick else measure_speed(7, 60, 12),
     ),
     Group(("mqtt_echo_ms_p50",), lambda quick: measure_echo(60 if quick else 200)),
     Group(

@@ -10,7 +10,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import median
-from typing import Any
+from typing import Any, Literal
 
 from benchmarks.agent_client import LeanClient
 from benchmarks.agent_rig import (
@@ -66,12 +66,6 @@ def percentile(values: Sequence[float], share: float) -> float:
     return ordered[max(0, math.ceil(share * len(ordered)) - 1)]
 
 
-def noise_of_median(values: Sequence[float]) -> float:
-    """Half the 95 % interval of the median, as box plots notch it (McGill, Tukey and Larsen, 1978)."""
-    spread = percentile(values, 0.75) - percentile(values, 0.25)
-    return 1.57 * spread / math.sqrt(len(values))
-
-
 def measure_start(runs: int) -> Found:
     """Process start to the `online` that a subscribed client sees."""
     took_s = []
@@ -89,29 +83,66 @@ def measure_start(runs: int) -> Found:
     return {"start_s": median(took_s[1:]), "start_s_max": max(took_s[1:]), "start_first_s": took_s[0]}
 
 
-def measure_speed(pairs: int, long_pairs: int) -> Found:
-    """Overhead, tokens per second, answer time and memory."""
+def measure_speed(rounds: int, pairs: int, long_pairs: int) -> Found:
+    """Overhead, tokens per second, answer time and memory.
+
+    Args:
+        rounds: each with processes of its own: two processes that do the same differ by some percent for as
+            long as they live, depending on where their pages lie.
+        pairs: of ordinary prompts, in each round.
+        long_pairs: of long answers, in each round; as many again are streamed.
+    """
+    taken = []
+    for number in range(rounds):
+        taken.append(_round(pairs, long_pairs))
+        last = taken[-1]
+        say(
+            f"round {number + 1} of {rounds}: overhead {last.overhead_ms:.2f} ms, tokens/s lost: "
+            f"{last.cost('short'):.1%} short, {last.cost('long'):.1%} long, {last.cost('streamed'):.1%} streamed"
+        )
+    return _speed_figures(taken)
+
+
+@dataclass(frozen=True)
+class _Round:
+    """Pairs taken with one agent process and one process of the model alone."""
+
+    short: list[Pair]
+    long: list[Pair]
+    streamed: list[Pair]
+    memory: Found
+    runtime: str
+
+    @property
+    def overhead_ms(self) -> float:
+        return median(pair.overhead_ms for pair in self.short)
+
+    def cost(self, kind: Literal["short", "long", "streamed"]) -> float:
+        """Share of tokens a second that the agent loses."""
+        pairs = {"short": self.short, "long": self.long, "streamed": self.streamed}[kind]
+        ratios = [pair.tps_ratio for pair in pairs if pair.tps_ratio is not None]
+        if not ratios:
+            raise MeasurementError("no answer has two tokens or more")
+        return 1.0 - median(ratios)
+
+
+def _round(pairs: int, long_pairs: int) -> _Round:
+    prompts = golden_prompts()
     with Rig() as rig:
         worker = rig.worker()
         agent = rig.online_agent()
         client = rig.client()
-        prompts = golden_prompts()
         for index in range(WARM_UP):
             _pair(client, worker, prompts[index % len(prompts)], {}, index)
-        answered = WARM_UP
-        say(f"{pairs} pairs of ordinary prompts")
         short = [_pair(client, worker, prompts[i % len(prompts)], {}, i) for i in range(pairs)]
-        answered += pairs
-        while answered < RSS_AFTER_PROMPTS:
-            ask(client, prompts[answered % len(prompts)])
-            answered += 1
+        for index in range(WARM_UP + pairs, RSS_AFTER_PROMPTS):
+            ask(client, prompts[index % len(prompts)])
         memory = _memory(agent.pid)
-        say(f"{long_pairs} pairs of long answers, then as many streamed")
         long = _long_pairs(client, worker, prompts, long_pairs, is_streamed=False)
+        client.close()
         listener = rig.client([(f"{topics.ROOT}/{FLEET}/+/stream/+", 0), (REPLY_TOPIC, 1)])
         streamed = _long_pairs(listener, worker, prompts, long_pairs, is_streamed=True)
-        runtime = worker.runtime
-    return {**_speed_figures(short, long, streamed), **memory, "runtime": runtime}
+        return _Round(short, long, streamed, memory, worker.runtime)
 
 
 def _long_pairs(
@@ -143,50 +174,44 @@ def _memory(pid: int) -> Found:
     return {
         "rss_mb": rss_mb(pid),
         "rss_peak_mb": rss_mb(pid, "VmHWM"),
-        "rss_breakdown": {"private_mb": rss_mb(pid, "RssAnon"), "mapped_files_mb": rss_mb(pid, "RssFile")},
+        "breakdown": {"private_mb": rss_mb(pid, "RssAnon"), "mapped_files_mb": rss_mb(pid, "RssFile")},
     }
 
 
-def _speed_figures(short: list[Pair], long: list[Pair], streamed: list[Pair]) -> Found:
-    overheads = [pair.overhead_ms for pair in short]
+def _speed_figures(rounds: list[_Round]) -> Found:
+    short = [pair for taken in rounds for pair in taken.short]
+    long = [pair for taken in rounds for pair in taken.long]
     walls = [pair.wall_ms for pair in short]
-    cost_short, cost_long = _tps_cost(short), _tps_cost(long)
+    by_round = {
+        "overhead_ms_p50": [taken.overhead_ms for taken in rounds],
+        "answer_ms_p50": [median(pair.wall_ms for pair in taken.short) for taken in rounds],
+        "tps_cost": [max(taken.cost("short"), taken.cost("long")) for taken in rounds],
+        "tps_cost_short": [taken.cost("short") for taken in rounds],
+        "tps_cost_long": [taken.cost("long") for taken in rounds],
+        "tps_cost_streaming": [taken.cost("streamed") for taken in rounds],
+        "rss_mb": [taken.memory["rss_mb"] for taken in rounds],
+    }
     return {
-        "overhead_ms_p50": median(overheads),
-        "overhead_ms_p95": percentile(overheads, 0.95),
-        "answer_ms_p50": median(walls),
+        **{key: median(values) for key, values in by_round.items()},
+        "overhead_ms_p95": percentile([pair.overhead_ms for pair in short], 0.95),
         "answer_ms_p95": percentile(walls, 0.95),
-        "tps_cost": max(cost_short, cost_long),
-        "tps_cost_short": cost_short,
-        "tps_cost_long": cost_long,
-        "tps_cost_streaming": _tps_cost(streamed),
         "agent_decode_tps": median(pair.receipt["decode_tps"] for pair in long),
+        "rss_peak_mb": max(taken.memory["rss_peak_mb"] for taken in rounds),
+        "rss_breakdown": rounds[-1].memory["breakdown"],
         "overhead_breakdown": _breakdown(short),
-        "noise": {
-            "overhead_ms_p50": noise_of_median(overheads),
-            "answer_ms_p50": noise_of_median(walls),
-            "tps_cost": noise_of_median(_tps_ratios(short if cost_short > cost_long else long)),
-            "tps_cost_short": noise_of_median(_tps_ratios(short)),
-            "tps_cost_long": noise_of_median(_tps_ratios(long)),
-            "tps_cost_streaming": noise_of_median(_tps_ratios(streamed)),
+        "noise": {key: (max(values) - min(values)) / 2 for key, values in by_round.items()},
+        "pairs": {
+            "rounds": len(rounds),
+            "ordinary": len(short),
+            "long": len(long),
+            "streamed": sum(len(taken.streamed) for taken in rounds),
         },
-        "pairs": {"ordinary": len(short), "long": len(long), "streamed": len(streamed)},
+        "runtime": rounds[0].runtime,
         "peers": {
             "inprocess_ms_p50": median(pair.alone.wall_ms for pair in short),
             "inprocess_decode_tps": median(pair.alone.decode_tps or 0.0 for pair in long),
         },
     }
-
-
-def _tps_cost(pairs: list[Pair]) -> float:
-    return 1.0 - median(_tps_ratios(pairs))
-
-
-def _tps_ratios(pairs: list[Pair]) -> list[float]:
-    ratios = [pair.tps_ratio for pair in pairs if pair.tps_ratio is not None]
-    if not ratios:
-        raise MeasurementError("no answer has two tokens or more")
-    return ratios
 
 
 def _breakdown(pairs: list[Pair]) -> dict[str, float]:

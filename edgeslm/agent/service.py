@@ -41,6 +41,10 @@ _MAX_INBOX = 4096
 _MAX_BATCH = 64
 """Prompts that share one sync to the card."""
 _MAX_REPLIES_PER_PROMPT = 8
+_ACK_DELAY_S = 0.05
+_MAX_DELAYED_ACKS = 8
+"""Acknowledging takes the interpreter away from the worker just when it decodes. It waits until an answer is out, but
+no longer than this, and for no more messages than this: a broker has some twenty on the way to us at once."""
 _PRUNE_INTERVAL_S = 600.0
 
 
@@ -60,11 +64,16 @@ class _Published:
 
 
 @dataclass(frozen=True)
+class _Flush:
+    """Acknowledge at once what waits for it."""
+
+
+@dataclass(frozen=True)
 class _Stop:
     """Leave the dispatcher."""
 
 
-_Event = Message | _Connected | _Disconnected | _Published | _Stop
+_Event = Message | _Connected | _Disconnected | _Published | _Flush | _Stop
 
 
 @dataclass(frozen=True)
@@ -117,6 +126,8 @@ class Agent:
         self._jobs: dict[str, Job] = {}
         self._jobs_lock = threading.Lock()
         self._accepting: list[tuple[Job, Message]] = []
+        self._delayed_acks: list[Message] = []
+        self._acks_due_s = 0.0
         self._last_prune_s = time.monotonic()
         self._connected = threading.Event()
         self._worker = Worker(
@@ -180,6 +191,7 @@ class Agent:
         self._queue.close()
         for thread in self._threads[1:]:
             thread.join()
+        self._inbox.put(_Flush())
         self._link.stop(self._availability("offline"))
         self._inbox.put(_Stop())
         self._threads[0].join()
@@ -233,9 +245,7 @@ class Agent:
 
     def _dispatch(self) -> None:
         while True:
-            events = [self._inbox.get()]
-            while len(events) < _MAX_BATCH and not self._inbox.empty():
-                events.append(self._inbox.get())
+            events = self._next_events()
             for event in events:
                 if isinstance(event, _Stop):
                     self._journal_accepted()
@@ -246,7 +256,25 @@ class Agent:
                     log.exception("event %s failed", type(event).__name__)
             self._journal_accepted()
             self._note_confirmed()
+            if len(self._delayed_acks) >= _MAX_DELAYED_ACKS or time.monotonic() >= self._acks_due_s:
+                self._acknowledge_delayed()
             self._prune()
+
+    def _next_events(self) -> list[_Event]:
+        """What the inbox holds, at most a batch; waits for something, or for delayed acknowledgements to be due."""
+        timeout_s = max(0.0, self._acks_due_s - time.monotonic()) if self._delayed_acks else None
+        try:
+            events = [self._inbox.get(timeout=timeout_s)]
+        except queue.Empty:
+            return []
+        while len(events) < _MAX_BATCH and not self._inbox.empty():
+            events.append(self._inbox.get())
+        return events
+
+    def _acknowledge_delayed(self) -> None:
+        messages, self._delayed_acks = self._delayed_acks, []
+        for message in messages:
+            message.acknowledge()
 
     def _handle(self, event: _Event) -> None:
         match event:
@@ -254,6 +282,9 @@ class Agent:
                 self._receive(event)
             case _Published(token):
                 self._outbox.published(token)
+                self._acknowledge_delayed()
+            case _Flush():
+                self._acknowledge_delayed()
             case _Connected():
                 self._announce()
                 self._outbox.connected()
@@ -372,8 +403,9 @@ class Agent:
         else:
             for job in fresh.values():
                 job.settled.set()
-        for _, message in accepting:
-            message.acknowledge()
+        if not self._delayed_acks:
+            self._acks_due_s = time.monotonic() + _ACK_DELAY_S
+        self._delayed_acks += [message for _, message in accepting]
 
     def _note_confirmed(self) -> None:
         numbers = self._outbox.confirmed()

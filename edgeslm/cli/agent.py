@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import signal
+import sys
 import threading
 from pathlib import Path
 from types import FrameType
@@ -14,6 +15,8 @@ import click
 
 from edgeslm.cli import wiring
 from edgeslm.cli.output import BROKER_HOST, BROKER_PORT, FLEET, print_json, reporting_errors
+
+_SWITCH_INTERVAL_S = 0.0001
 
 
 @click.group()
@@ -55,6 +58,9 @@ def run(path: Path | None, **overrides: Any) -> None:
     """
     config = _config(path, overrides)
     _share_one_heap()
+    # The worker computes in short native calls that keep the interpreter, and asks for it again between them. At the
+    # default of 5 ms the other threads would wait out whole answers, and their turns would delay it as much.
+    sys.setswitchinterval(_SWITCH_INTERVAL_S)
     stop = threading.Event()
 
     def on_signal(number: int, frame: FrameType | None) -> None:
