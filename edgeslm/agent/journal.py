@@ -16,7 +16,7 @@ from __future__ import annotations
 import json
 import sqlite3
 import threading
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -137,8 +137,16 @@ class Journal:
             except sqlite3.Error as error:
                 raise JournalError(f"{self._path}: {error}") from error
 
-    def accept(self, prompts: Sequence[tuple[PromptRequest, ReplyAddress]], now_s: float) -> None:
+    def accept(
+        self,
+        prompts: Sequence[tuple[PromptRequest, ReplyAddress]],
+        now_s: float,
+        before_sync: Callable[[], None] = lambda: None,
+    ) -> None:
         """Record prompts, synced: once this returns they will be answered whatever happens.
+
+        Args:
+            before_sync: called when all is written but the sync, which takes milliseconds and no processor.
 
         Raises:
             JournalError: the disk is full or broken; nothing was recorded.
@@ -150,6 +158,7 @@ class Journal:
                     (request.id, request.model_dump_json(exclude_none=True), now_s),
                 )
                 _insert_reply(db, request.id, address)
+            before_sync()
 
     def find(self, request_id: str) -> JournalledPrompt | None:
         """The prompt of this id, if it came within the window."""

@@ -327,16 +327,13 @@ class Agent:
             message.acknowledge()
             return
         self._check(request)
-        if len(self._queue) >= self._limits.max_queue:
+        if len(self._queue) + len(self._accepting) >= self._limits.max_queue:
             wait_s = round(self._worker.mean_job_s * len(self._queue) / 2, 2)
             raise BusyError(f"{self._limits.max_queue} prompts are waiting", retry_after_s=max(wait_s, 0.1))
         if request.options.temperature > 0 and request.options.seed is None:
             options = request.options.model_copy(update={"seed": random.getrandbits(62)})
             request = request.model_copy(update={"options": options})
-        job = self._job(request, [reply], time.monotonic())
-        # The worker may begin at once; it waits for the journal before the answer leaves.
-        self._queue.push(job, force=True)
-        self._accepting.append((job, message))
+        self._accepting.append((self._job(request, [reply], time.monotonic()), message))
 
     def _acknowledge_after(self, job: Job, message: Message) -> None:
         if job.settled.is_set():
@@ -387,9 +384,15 @@ class Agent:
             return
         fresh = {job.id: job for job, _ in accepting if not job.settled.is_set()}
         rows = [(job.request, reply) for job in fresh.values() for reply in job.replies[:1]]
+
+        def begin() -> None:
+            # While the card syncs the worker computes; it waits for the sync before an answer leaves.
+            for job in fresh.values():
+                self._queue.push(job, force=True)
+
         try:
             if rows:
-                self._journal.accept(rows, time.time())
+                self._journal.accept(rows, time.time(), begin)
         except JournalError as error:
             # Refused and acknowledged: left unacknowledged they would fill the receive window, and the agent
             # would hear nothing any more, not even once the disk has room again.
@@ -398,6 +401,7 @@ class Agent:
                 job.dropped = True
                 job.cancelled.set()
                 job.settled.set()
+                self._forget(job)
                 for reply in job.replies:
                     self._refuse(job.id, reply, error)
         else:

@@ -229,7 +229,7 @@ def test_prompts_of_the_last_run_are_answered_by_the_next(world):
 def test_a_broken_journal_refuses_prompts_and_the_agent_goes_on(world, monkeypatch):
     world.start()
 
-    def full(self, prompts, now_s):
+    def full(self, *arguments):
         raise JournalError("disk full")
 
     with monkeypatch.context() as patch:
