@@ -29,10 +29,10 @@ test-slow: $(VENV)/.dev  ## Tests that need minutes
 test-tflite: .venv-tflite/.ready  ## The runtime and agent tests on tflite-runtime 2.14 (Python 3.11, numpy 1)
 	@EDGESLM_RUNTIME=tflite-runtime .venv-tflite/bin/python -m pytest tests/runtime tests/agent tests/models $(ARGS)
 
-test-mosquitto: $(VENV)/.dev  ## The link and agent tests against a real mosquitto
+test-mosquitto: $(VENV)/.dev  ## The tests that use a real mosquitto (`make test` has them too where it is installed)
 	@command -v mosquitto >/dev/null || test -x /usr/sbin/mosquitto || \
 	  { echo "mosquitto is missing. Install it with: sudo apt-get install mosquitto" >&2; exit 2; }
-	@EDGESLM_TEST_BROKER=mosquitto $(BIN)/python -m pytest tests/link tests/agent $(ARGS)
+	@$(BIN)/python -m pytest tests/link tests/examples $(ARGS)
 
 bench: $(VENV)/.dev  ## The figures: python -m benchmarks.agent --json
 	@$(BIN)/python -m benchmarks.agent $(ARGS)

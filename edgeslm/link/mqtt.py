@@ -39,6 +39,8 @@ _LOG = logging.getLogger(__name__)
 
 MIN_BACKOFF_S = 0.2
 MAX_BACKOFF_S = 10.0
+LASTING_S = 2.0
+"""A connection that held this long was a good one: the next attempt comes soon."""
 FAREWELL_TIMEOUT_S = 2.0
 _JOIN_TIMEOUT_S = CONNECT_TIMEOUT_S + FAREWELL_TIMEOUT_S + 1.0
 
@@ -155,7 +157,7 @@ class MqttLink:
                 break
             self._tell_disconnected(reason)
             # One that a broker accepts and drops at once (two clients of one name, say) has not lasted.
-            failures = 1 if time.monotonic() - began_s > MAX_BACKOFF_S else failures + 1
+            failures = 1 if time.monotonic() - began_s > LASTING_S else failures + 1
             self._stopping.wait(backoff_s(failures, random.random()))  # noqa: S311 - no secret
         self._waker.close()
 
