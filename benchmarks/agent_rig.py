@@ -59,7 +59,7 @@ def golden_prompts() -> list[str]:
 
 
 def rss_mb(pid: int, field_name: str = "VmRSS") -> float:
-    """Memory of a process from /proc, in MB of 1,000,000 bytes.
+    """Memory of a process from /proc, in MB of 1,048,576 bytes, as `free -m` and `top` count them.
 
     Raises:
         MeasurementError: no such field: not Linux, or the process is gone.
@@ -67,7 +67,7 @@ def rss_mb(pid: int, field_name: str = "VmRSS") -> float:
     try:
         for line in Path(f"/proc/{pid}/status").read_text().splitlines():
             if line.startswith(f"{field_name}:"):
-                return int(line.split()[1]) * 1024 / 1e6
+                return int(line.split()[1]) / 1024
     except OSError as error:
         raise MeasurementError(f"/proc/{pid}/status: {error.strerror}") from error
     raise MeasurementError(f"/proc/{pid}/status has no {field_name}")
