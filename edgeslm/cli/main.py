@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import os
+
 import click
 
 import edgeslm
 from edgeslm.cli.output import CommandGroup, configure_logging
+
+# We use no pydantic plugins; looking for them reads the metadata of every installed package at start.
+os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")
 
 _COMMANDS = {
     "agent": ("edgeslm.cli.agent:agent", "Run the device agent."),
