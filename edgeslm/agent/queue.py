@@ -1,4 +1,4 @@
-"""The bounded queue between intake and the inference worker: by priority, then by arrival."""
+"""The queue between intake, which bounds it, and the inference worker: by priority, then by arrival."""
 
 from __future__ import annotations
 
@@ -19,8 +19,7 @@ class JobQueue:
     through one door.
     """
 
-    def __init__(self, capacity: int) -> None:
-        self._capacity = capacity
+    def __init__(self) -> None:
         self._heap: list[tuple[int, int, Job]] = []
         self._numbers = itertools.count()
         self._changed = threading.Condition()
@@ -30,15 +29,12 @@ class JobQueue:
         with self._changed:
             return len(self._heap)
 
-    def push(self, job: Job, *, force: bool = False) -> bool:
-        """Add `job`; ``False`` if the queue is full. `force` is for jobs accepted before a restart."""
+    def push(self, job: Job) -> None:
+        """Add `job`."""
         with self._changed:
-            if len(self._heap) >= self._capacity and not force:
-                return False
             entry = (_RANK[job.request.options.priority], next(self._numbers), job)
             heapq.heappush(self._heap, entry)
             self._changed.notify()
-            return True
 
     def pop(self) -> Job | None:
         """The next job; waits for one. ``None`` once the queue is closed, whatever is left in it."""

@@ -121,7 +121,7 @@ class Agent:
         self._limits = limits
         self._started_at = datetime.now(UTC)
         self._inbox: queue.SimpleQueue[_Event] = queue.SimpleQueue()
-        self._queue = JobQueue(limits.max_queue)
+        self._queue = JobQueue()
         self._outbox = Outbox(link, journal)
         self._jobs: dict[str, Job] = {}
         self._jobs_lock = threading.Lock()
@@ -225,7 +225,7 @@ class Agent:
             age_s = max(0.0, now - prompt.accepted_at)
             job = self._job(prompt.request, replies, now_s - age_s)
             job.settled.set()
-            self._queue.push(job, force=True)
+            self._queue.push(job)
         if self._jobs:
             log.info("%d prompts of the last run are taken up", len(self._jobs))
 
@@ -388,7 +388,7 @@ class Agent:
         def begin() -> None:
             # While the card syncs the worker computes; it waits for the sync before an answer leaves.
             for job in fresh.values():
-                self._queue.push(job, force=True)
+                self._queue.push(job)
 
         try:
             if rows:

@@ -17,7 +17,7 @@ from typing import Literal
 import click
 
 from edgeslm.cli import wiring
-from edgeslm.cli.output import BROKER_HOST, BROKER_PORT, json_option, print_json, reporting_errors
+from edgeslm.cli.output import host_option, json_option, port_option, print_json, reporting_errors
 from edgeslm.errors import EdgeslmError
 
 Status = Literal["ok", "warning", "failed"]
@@ -196,23 +196,8 @@ def _findings(state_dir: Path, host: str, port: int) -> Iterator[Finding]:
 
 
 @click.command()
-@click.option(
-    "--host",
-    default="127.0.0.1",
-    show_default=True,
-    envvar=BROKER_HOST,
-    show_envvar=True,
-    help="MQTT broker.",
-)
-@click.option(
-    "--port",
-    type=int,
-    default=1883,
-    show_default=True,
-    envvar=BROKER_PORT,
-    show_envvar=True,
-    help="Port of the broker.",
-)
+@host_option
+@port_option
 @click.option("--state-dir", type=click.Path(path_type=Path), default="/var/lib/edgeslm", show_default=True)
 @json_option
 @reporting_errors

@@ -23,6 +23,23 @@ BROKER_PORT = "EDGESLM_PORT"
 FLEET = "EDGESLM_FLEET"
 """Environment variables that several commands share; a flag takes precedence."""
 
+host_option = click.option(
+    "--host",
+    default="127.0.0.1",
+    show_default=True,
+    envvar=BROKER_HOST,
+    show_envvar=True,
+    help="MQTT broker.",
+)
+port_option = click.option(
+    "--port",
+    type=int,
+    default=1883,
+    show_default=True,
+    envvar=BROKER_PORT,
+    show_envvar=True,
+    help="Port of the broker.",
+)
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON instead of text.")
 
 

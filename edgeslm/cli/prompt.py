@@ -12,7 +12,7 @@ import click
 from pydantic import ValidationError
 
 from edgeslm import topics
-from edgeslm.cli.output import BROKER_HOST, BROKER_PORT, FLEET, reporting_errors
+from edgeslm.cli.output import FLEET, host_option, port_option, reporting_errors
 from edgeslm.cli.requests import Printer, parse_options, read_prompts, request_options
 from edgeslm.codec import describe
 from edgeslm.errors import UsageError
@@ -38,23 +38,8 @@ _FILE = click.Path(path_type=Path, dir_okay=False, exists=True)
 @click.option(
     "--timeout", "timeout_s", type=click.FloatRange(0.1), default=60.0, show_default=True, help="Seconds."
 )
-@click.option(
-    "--host",
-    default="127.0.0.1",
-    show_default=True,
-    envvar=BROKER_HOST,
-    show_envvar=True,
-    help="MQTT broker.",
-)
-@click.option(
-    "--port",
-    type=int,
-    default=1883,
-    show_default=True,
-    envvar=BROKER_PORT,
-    show_envvar=True,
-    help="Port of the broker.",
-)
+@host_option
+@port_option
 @click.option(
     "--protocol", type=click.Choice(["5", "3.1.1"]), default="5", show_default=True, help="MQTT version."
 )

@@ -34,8 +34,6 @@ END_ID: Final = 3
 
 VOCABULARY_SIZE: Final = 1024
 
-PROMPT_TEMPLATE: Final = "<s>{{ prompt.split() | join(' ') | lower }}<sep>"
-"""The chat template of the package (Jinja2); `prompt_text` is its inner expression in Python."""
 
 # In order: the rest of a word, a first letter, one digit, one other sign, white space.
 _SPLIT: Final = r"(?<=\p{L})\p{L}+| ?\p{L}| ?\p{N}| ?[^\s\p{L}\p{N}]|\s+"
