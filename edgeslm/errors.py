@@ -105,6 +105,12 @@ class BusyError(RequestError):
     code = "busy"
 
 
+class BudgetError(RequestError):
+    """The energy that the prompt would take is not left, now or before its deadline."""
+
+    code = "budget"
+
+
 class DeadlineError(RequestError):
     """The deadline passed while the prompt waited in the queue."""
 
@@ -226,6 +232,27 @@ class RuntimeMissingError(EdgeslmError):
 
 class InferenceError(EdgeslmError):
     """The runtime failed while computing."""
+
+
+# --- power -------------------------------------------------------------------------------------------------
+
+
+class MeterError(EdgeslmError):
+    """A power meter is gone, or says what cannot be.
+
+    Attributes:
+        meter: its name.
+        fault: what is wrong, one word of ``power.port.Fault``.
+    """
+
+    def __init__(self, message: str, *, meter: str, fault: str = "rubbish", hint: str | None = None) -> None:
+        super().__init__(message, hint=hint)
+        self.meter = meter
+        self.fault = fault
+
+
+class LedgerError(EdgeslmError):
+    """The energy ledger cannot be read or written."""
 
 
 # --- link --------------------------------------------------------------------------------------------------

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 
 from edgeslm.agent.ports import EnergyMeter, Model
-from edgeslm.power.meter import EnergyReading
+from edgeslm.power.port import Cause, EnergyReading
 from edgeslm.runtime.generation import Generation, OnText, ShouldStop
 from edgeslm.schema.message import PromptRequest, Receipt, Result
 
@@ -31,10 +31,12 @@ def answer_request(
         RequestError: the request can't be served.
         InferenceError: the runtime fails.
     """
-    mark = meter.mark()
+    span = meter.begin(Cause("prompt", model=model.name, id=request.id))
     started_s = time.monotonic()
-    answer = model.answer(request.prompt, request.options, on_text=on_text, should_stop=should_stop)
-    energy = meter.since(mark)
+    try:
+        answer = model.answer(request.prompt, request.options, on_text=on_text, should_stop=should_stop)
+    finally:
+        energy = span.end()
     return Result(
         id=request.id,
         device=device,

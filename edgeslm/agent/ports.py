@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Protocol
 
 from edgeslm.link.port import Link, LinkEvents, Message
-from edgeslm.power.meter import EnergyMeter
+from edgeslm.power.port import EnergyMeter
 from edgeslm.runtime.generation import OnText, ShouldStop
 from edgeslm.runtime.model import Answer
 from edgeslm.schema.installed import InstalledPackage

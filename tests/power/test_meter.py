@@ -8,8 +8,10 @@ from hypothesis import strategies as st
 
 from edgeslm.power.boards import load_boards
 from edgeslm.power.meter import EstimatedMeter, estimate
+from edgeslm.power.port import Cause
 from edgeslm.schema.board import PowerTable
 
+CAUSE = Cause("prompt")
 TABLE = PowerTable(idle_w=2.0, core_load_w=0.5, source="made up for the tests")
 
 watts = st.floats(0, 1000)
@@ -47,17 +49,17 @@ def test_the_parts_of_a_span_add_up(
     assert sum(part.net_j for part in parts) == pytest.approx(whole.net_j)
 
 
-def test_the_meter_reads_wall_and_processor_time_between_mark_and_now(
+def test_the_meter_reads_wall_and_processor_time_between_begin_and_now(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     wall_s, cpu_s = 100.0, 7.0
     monkeypatch.setattr(time, "monotonic", lambda: wall_s)
     monkeypatch.setattr(time, "process_time", lambda: cpu_s)
     meter = EstimatedMeter(TABLE)
-    mark = meter.mark()
+    span = meter.begin(CAUSE)
     wall_s, cpu_s = 110.0, 11.0
-    reading = meter.since(mark)
-    assert meter.since(mark) == reading == estimate(TABLE, 10.0, 4.0)
+    reading = span.so_far()
+    assert span.end() == reading == estimate(TABLE, 10.0, 4.0)
     assert meter.meter_class == reading.meter
 
 
@@ -66,19 +68,19 @@ def test_spans_may_overlap(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(time, "monotonic", lambda: now_s)
     monkeypatch.setattr(time, "process_time", lambda: now_s / 2)
     meter = EstimatedMeter(TABLE)
-    outer = meter.mark()
+    outer = meter.begin(CAUSE)
     now_s = 2.0
-    inner = meter.mark()
+    inner = meter.begin(CAUSE)
     now_s = 6.0
-    assert meter.since(inner).energy_j == pytest.approx(4 * 2.0 + 2 * 0.5)
-    assert meter.since(outer).energy_j == pytest.approx(6 * 2.0 + 3 * 0.5)
+    assert inner.end().energy_j == pytest.approx(4 * 2.0 + 2 * 0.5)
+    assert outer.end().energy_j == pytest.approx(6 * 2.0 + 3 * 0.5)
 
 
 def test_a_span_of_no_time_at_all_has_a_finite_draw(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(time, "monotonic", lambda: 1.0)
     monkeypatch.setattr(time, "process_time", lambda: 1.0)
     meter = EstimatedMeter(TABLE)
-    assert meter.since(meter.mark()).power_w == pytest.approx(TABLE.idle_w)
+    assert meter.begin(CAUSE).end().power_w == pytest.approx(TABLE.idle_w)
 
 
 @pytest.mark.parametrize("board", load_boards().values(), ids=lambda board: board.name)
