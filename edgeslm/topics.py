@@ -4,6 +4,7 @@ The tree (``<root>`` is ``edgeslm/v1``)::
 
     <root>/<fleet>/<device>/availability | info | prompt | prompt/text | cancel
     <root>/<fleet>/<device>/result/<id> | result/text | stream/<id>
+    <root>/<fleet>/<device>/m/power | m/inference | m/system | e/<type>
     <root>/<fleet>/pool/<model>/prompt
 
 No other module joins or splits a topic string.
@@ -24,8 +25,18 @@ POOL = "pool"
 MAX_TOPIC_BYTES = 1024
 """Response topics from outside longer than this are refused; the MQTT limit is 65,535."""
 
-DeviceChannel = Literal["availability", "info", "prompt", "prompt/text", "cancel", "result/text"]
-IdChannel = Literal["result", "stream"]
+DeviceChannel = Literal[
+    "availability",
+    "info",
+    "prompt",
+    "prompt/text",
+    "cancel",
+    "result/text",
+    "m/power",
+    "m/inference",
+    "m/system",
+]
+IdChannel = Literal["result", "stream", "e"]
 _DEVICE_CHANNELS: tuple[DeviceChannel, ...] = (
     "availability",
     "info",
@@ -33,13 +44,20 @@ _DEVICE_CHANNELS: tuple[DeviceChannel, ...] = (
     "prompt/text",
     "cancel",
     "result/text",
+    "m/power",
+    "m/inference",
+    "m/system",
 )
-_ID_CHANNELS: tuple[IdChannel, ...] = ("result", "stream")
+_ID_CHANNELS: tuple[IdChannel, ...] = ("result", "stream", "e")
 
 
 @dataclass(frozen=True)
 class DeviceTopic:
-    """A topic of one device; `request_id` is set for ``result`` and ``stream``."""
+    """A topic of one device.
+
+    Attributes:
+        request_id: the last level of ``result``, ``stream`` and ``e``: a request's id, or an event's type.
+    """
 
     fleet: str
     device: str
@@ -83,7 +101,7 @@ def device_topic(fleet: str, device: str, channel: DeviceChannel) -> str:
 
 
 def id_topic(fleet: str, device: str, channel: IdChannel, request_id: str) -> str:
-    """The topic of one request's results or stream.
+    """The topic of one request's results or stream, or of one type of event.
 
     Raises:
         TopicError: a part is not a single valid level.
@@ -149,8 +167,8 @@ def parse(topic: str) -> DeviceTopic | PoolTopic:
 def is_publishable(topic: str) -> bool:
     """Whether a response topic named by a requester may be published to.
 
-    Wildcards, NUL, ``$`` topics (the broker's own) and over-long names are refused, and so is every topic on
-    which a device takes orders: a response must never become another device's prompt.
+    Wildcards, NUL, ``$`` topics (the broker's own) and over-long names are refused, and so is everything of our
+    own tree but results and streams: a response must never become another device's prompt.
     """
     if not topic or topic.startswith("$") or any(char in topic for char in "+#\x00"):
         return False
@@ -161,5 +179,5 @@ def is_publishable(topic: str) -> bool:
     try:
         parsed = parse(topic)
     except TopicError:
-        return True
+        return False
     return isinstance(parsed, DeviceTopic) and parsed.channel in {"result", "stream", "result/text"}

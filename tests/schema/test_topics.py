@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import get_args
 
 import pytest
 from hypothesis import example, given
@@ -8,10 +9,10 @@ from hypothesis import strategies as st
 
 from edgeslm import topics
 from edgeslm.errors import TopicError
-from edgeslm.topics import POOL, ROOT, DeviceTopic, PoolTopic, is_publishable, parse
+from edgeslm.topics import POOL, ROOT, DeviceChannel, DeviceTopic, IdChannel, PoolTopic, is_publishable, parse
 
-DEVICE_CHANNELS = ("availability", "info", "prompt", "prompt/text", "cancel", "result/text")
-ID_CHANNELS = ("result", "stream")
+DEVICE_CHANNELS = get_args(DeviceChannel)
+ID_CHANNELS = get_args(IdChannel)
 ORDER_CHANNELS = ("prompt", "prompt/text", "cancel")
 
 identifiers = st.text("abcdefghijklmnopqrstuvwxyz0123456789-", min_size=1, max_size=64)
@@ -41,7 +42,7 @@ near_topics = st.lists(
 def build(topic: DeviceTopic | PoolTopic) -> str:
     if isinstance(topic, PoolTopic):
         return topics.pool_topic(topic.fleet, topic.model)
-    if topic.channel == "result" or topic.channel == "stream":
+    if topic.channel == "result" or topic.channel == "stream" or topic.channel == "e":
         assert topic.request_id is not None
         return topics.id_topic(topic.fleet, topic.device, topic.channel, topic.request_id)
     return topics.device_topic(topic.fleet, topic.device, topic.channel)
