@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import edgeslm
@@ -84,6 +86,7 @@ class LoadedModel:
         runtime: the runtime that computes it.
         graph: the graph in use.
         load_s: seconds that loading and proving took.
+        threads: worker threads in use.
     """
 
     def __init__(
@@ -91,19 +94,39 @@ class LoadedModel:
         installed: InstalledPackage,
         runtime: Runtime,
         graph: GraphSpec,
-        engine: Engine,
-        tokenizer: Tokenizer,
-        load_s: float,
+        tokenizer_file: str,
+        open_engine: Callable[[int], Engine],
+        threads: int,
     ) -> None:
-        """Take the parts; :func:`load_model` makes them."""
+        """Open the graph; :func:`load_model` chooses it.
+
+        Args:
+            open_engine: opens and proves the graph for a number of threads.
+
+        Raises:
+            ModelLoadError: what `open_engine` raises.
+        """
+        started = time.perf_counter()
         manifest = installed.manifest
         self.installed = installed
         self.runtime = runtime
         self.graph = graph
-        self.load_s = load_s
-        self._engine = engine
-        self._tokenizer = tokenizer
-        self._encoder = PromptEncoder(manifest.prompt, tokenizer, manifest.max_prompt_tokens)
+        self.threads = threads
+        self._open_engine = open_engine
+        self._engine = open_engine(threads)
+        self._tokenizer = Tokenizer(installed.file(tokenizer_file))
+        self._encoder = PromptEncoder(manifest.prompt, self._tokenizer, manifest.max_prompt_tokens)
+        self.load_s = time.perf_counter() - started
+
+    def set_threads(self, threads: int) -> None:
+        """Compute with `threads` threads from the next prompt on; opens the graph anew, which takes a while.
+
+        Raises:
+            ModelLoadError: it cannot be opened so; the former number stays.
+        """
+        if threads != self.threads:
+            self._engine = self._open_engine(threads)
+            self.threads = threads
 
     @property
     def name(self) -> str:
@@ -212,7 +235,14 @@ def check_requirements(installed: InstalledPackage, meminfo: Path = Path("/proc/
 
 
 def _open_proved(
-    installed: InstalledPackage, graph: GraphSpec, runtime: Runtime, threads: int, cache_dir: Path | None
+    installed: InstalledPackage, graph: GraphSpec, runtime: Runtime, cache_dir: Path | None, threads: int
+) -> Engine:
+    with native_output_hidden():
+        return _open(installed, graph, runtime, cache_dir, threads)
+
+
+def _open(
+    installed: InstalledPackage, graph: GraphSpec, runtime: Runtime, cache_dir: Path | None, threads: int
 ) -> Engine:
     path = installed.file(graph.file)
     if not has_compiled_model(runtime):
@@ -262,19 +292,15 @@ def load_model(
             path=str(installed.directory),
         )
     check_requirements(installed)
-    started = time.perf_counter()
     failures: list[ModelLoadError] = []
     for graph in manifest.graphs:
         if runtime.kind not in graph.runtimes:
             continue
+        open_engine = partial(_open_proved, installed, graph, runtime, cache_dir)
         try:
-            with native_output_hidden():
-                engine = _open_proved(installed, graph, runtime, threads, cache_dir)
+            return LoadedModel(installed, runtime, graph, manifest.tokenizer.file, open_engine, threads)
         except ModelLoadError as error:
             failures.append(error)
-            continue
-        tokenizer = Tokenizer(installed.file(manifest.tokenizer.file))
-        return LoadedModel(installed, runtime, graph, engine, tokenizer, time.perf_counter() - started)
     if failures:
         raise failures[0]
     raise RuntimeMissingError(

@@ -223,3 +223,24 @@ def test_a_runtime_that_is_not_installed_is_named_with_the_way_to_get_it(monkeyp
     monkeypatch.setenv("EDGESLM_RUNTIME", "onnx")
     with pytest.raises(RuntimeMissingError, match="'onnx' is not installed"):
         choose_runtime()
+
+
+def test_answers_the_same_with_another_number_of_threads(home_command, store_dir):
+    model = load_model(home_command, threads=1, cache_dir=store_dir / "cache")
+    alone = model.answer(COMMAND, Options()).generation.token_ids
+    model.set_threads(2)
+    assert model.threads == 2
+    assert model.answer(COMMAND, Options()).generation.token_ids == alone
+
+
+def test_keeps_its_threads_when_the_graph_cannot_be_opened_anew(home_command, tmp_path):
+    copy = replace(home_command, directory=tmp_path)
+    for member in home_command.directory.iterdir():
+        (tmp_path / member.name).write_bytes(member.read_bytes())
+    model = load_model(copy, threads=1)
+    for graph in tmp_path.glob("*.tflite"):
+        graph.unlink()
+    with pytest.raises(ModelLoadError):
+        model.set_threads(2)
+    assert model.threads == 1
+    assert model.answer(COMMAND, Options()).data == INTENT
