@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import ctypes
 import signal
 import sys
 import threading
@@ -56,8 +54,10 @@ def run(path: Path | None, **overrides: Any) -> None:
 
     A setting comes from its flag, else its environment variable, else the file, else its default.
     """
+    from edgeslm.agent.memory import release_startup_pages, share_one_heap  # noqa: PLC0415
+
     config = _config(path, overrides)
-    _share_one_heap()
+    share_one_heap()
     # The worker computes in short native calls that keep the interpreter, and asks for it again between them. At the
     # default of 5 ms the other threads would wait out whole answers, and their turns would delay it as much.
     sys.setswitchinterval(_SWITCH_INTERVAL_S)
@@ -81,19 +81,9 @@ def run(path: Path | None, **overrides: Any) -> None:
         pass
     if not stop.is_set():
         click.echo("online", err=True)
+        release_startup_pages()
     stop.wait()
     running.stop()
-
-
-def _share_one_heap() -> None:
-    """Let all threads allocate from one heap: glibc gives each its own, which keeps memory that others lack.
-
-    Our threads take turns rather than compete, so nothing is lost. Saves about 0.5 MB here; where the C library
-    is another, nothing happens.
-    """
-    m_arena_max = -8  # malloc.h
-    with contextlib.suppress(OSError, AttributeError):
-        ctypes.CDLL(None).mallopt(m_arena_max, 1)
 
 
 @agent.command()
