@@ -203,6 +203,200 @@ class StoreError(EdgeslmError):
         self.free_bytes = free_bytes
 
 
+# --- delivery ----------------------------------------------------------------------------------------------
+
+
+class DeliveryError(EdgeslmError):
+    """A file could not be brought here. What has arrived of it stays for the next attempt.
+
+    Attributes:
+        sha256: of the file that was wanted, where one was.
+        retry_after_s: seconds after which trying again makes sense, where that is known.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        sha256: str | None = None,
+        retry_after_s: float | None = None,
+        hint: str | None = None,
+    ) -> None:
+        super().__init__(message, hint=hint)
+        self.sha256 = sha256
+        self.retry_after_s = retry_after_s
+
+
+class DeliveryCancelledError(DeliveryError):
+    """The caller no longer wants the file."""
+
+
+class DeliveryDeadlineError(DeliveryError):
+    """The time for it is over."""
+
+
+class DeliveryPolicyError(DeliveryError):
+    """The policy does not allow it now: a metered link, or outside of the hours."""
+
+
+class DeliveryBusyError(DeliveryError):
+    """Somebody else is fetching into the same directory."""
+
+
+class DeliveryDiskError(DeliveryError):
+    """The disk refuses to be read or written.
+
+    Attributes:
+        path: the file or directory to blame.
+    """
+
+    def __init__(self, message: str, *, path: str, sha256: str | None = None, hint: str | None = None) -> None:
+        super().__init__(message, sha256=sha256, hint=hint)
+        self.path = path
+
+
+class DeliveryRoomError(DeliveryDiskError):
+    """There is no room.
+
+    Attributes:
+        needed_bytes: room that is needed.
+        free_bytes: room that there is.
+    """
+
+    def __init__(
+        self, message: str, *, path: str, needed_bytes: int, free_bytes: int, sha256: str | None = None
+    ) -> None:
+        super().__init__(message, path=path, sha256=sha256, hint="Remove a package that is no longer needed")
+        self.needed_bytes = needed_bytes
+        self.free_bytes = free_bytes
+
+
+class ChunkMapError(DeliveryError):
+    """Bytes are no chunk map, or the map of another file."""
+
+    exit_code = 4
+
+
+class DeltaError(DeliveryError):
+    """A delta cannot be applied: damaged, hostile, or made for something else. The whole file is the way out.
+
+    Attributes:
+        path: the delta.
+    """
+
+    exit_code = 4
+
+    def __init__(self, message: str, *, path: str, sha256: str | None = None, hint: str | None = None) -> None:
+        super().__init__(message, sha256=sha256, hint=hint)
+        self.path = path
+
+
+class NoSourceError(DeliveryError):
+    """No source is left that could give the file.
+
+    Attributes:
+        missing: all that were asked say that they do not have it.
+    """
+
+    def __init__(self, message: str, *, sha256: str, missing: bool) -> None:
+        super().__init__(message, sha256=sha256)
+        self.missing = missing
+
+
+class SourceError(DeliveryError):
+    """A source could not go on; trying it again later makes sense.
+
+    Attributes:
+        source: its name.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        source: str,
+        sha256: str | None = None,
+        retry_after_s: float | None = None,
+        hint: str | None = None,
+    ) -> None:
+        super().__init__(message, sha256=sha256, retry_after_s=retry_after_s, hint=hint)
+        self.source = source
+
+
+class SlowSourceError(SourceError):
+    """It gives less than the least rate."""
+
+
+class SourceMissingError(SourceError):
+    """It does not have the file, or does not give it to us. Trying again is futile for now."""
+
+
+class LyingSourceError(SourceError):
+    """It says or sends what cannot be: other bytes, another size, another range than asked for."""
+
+
+# --- updates on the device ---------------------------------------------------------------------------------
+
+UpdateCause = Literal[
+    "not_trusted",
+    "unsafe_version",
+    "incompatible",
+    "no_room",
+    "no_memory",
+    "unreachable",
+    "corrupt",
+    "bad_package",
+    "load_failed",
+    "crashed",
+    "hung",
+    "out_of_memory",
+    "under_voltage",
+    "gate_failed",
+    "inconclusive",
+    "swap_failed",
+    "unhealthy",
+    "crash_loop",
+    "damaged",
+    "deadline",
+    "aborted",
+    "superseded",
+    "internal",
+]
+"""Why a change did not go on, as the device reports it; docs/updates.md says what each one means."""
+
+
+class UpdateError(EdgeslmError):
+    """A step of an update failed.
+
+    Attributes:
+        cause: why, for the state machine and for the wire.
+        retry_after_s: seconds after which trying again makes sense, where that is known.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        cause: UpdateCause,
+        retry_after_s: float | None = None,
+        hint: str | None = None,
+    ) -> None:
+        super().__init__(message, hint=hint)
+        self.cause = cause
+        self.retry_after_s = retry_after_s
+
+
+class TrialError(UpdateError):
+    """A package that was being tried did not load, crashed, hung, or took too much memory."""
+
+
+class UpdateInterruptedError(UpdateError):
+    """The step was given up because something more important came: a newer wish, an abort, or the end."""
+
+    def __init__(self) -> None:
+        super().__init__("interrupted", cause="superseded")
+
+
 # --- runtime -----------------------------------------------------------------------------------------------
 
 
@@ -251,8 +445,292 @@ class MeterError(EdgeslmError):
         self.fault = fault
 
 
+class BudgetConfigError(ConfigError):
+    """A power budget that this board cannot keep, whatever it does.
+
+    Attributes:
+        window: name of the window that the idle board alone exceeds.
+        limit_w: mean watts that it allows.
+        idle_w: watts of the idle board.
+    """
+
+    def __init__(self, message: str, *, window: str, limit_w: float, idle_w: float, hint: str) -> None:
+        super().__init__(message, key=f"budget.windows.{window}", hint=hint)
+        self.window = window
+        self.limit_w = limit_w
+        self.idle_w = idle_w
+
+
 class LedgerError(EdgeslmError):
     """The energy ledger cannot be read or written."""
+
+
+# --- trust in releases -------------------------------------------------------------------------------------
+
+
+class TrustError(EdgeslmError):
+    """Something from outside is not to be trusted. What was trusted before stays as it was.
+
+    Attributes:
+        role: TUF role, or what else is to blame.
+        expected: what should have been there.
+        actual: what was there.
+    """
+
+    exit_code = 4
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        role: str | None = None,
+        expected: str | None = None,
+        actual: str | None = None,
+        hint: str | None = None,
+    ) -> None:
+        super().__init__(message, hint=hint)
+        self.role = role
+        self.expected = expected
+        self.actual = actual
+
+
+class MetadataError(TrustError):
+    """Metadata of a release repository is not acceptable."""
+
+
+class MetadataFormatError(MetadataError):
+    """Not metadata, ambiguous, only partly signed, or of a specification that this release does not know."""
+
+
+class MetadataSizeError(MetadataError):
+    """A file is longer than it may be, or does not end."""
+
+
+class MetadataSignatureError(MetadataError):
+    """Fewer of the right keys signed than have to."""
+
+
+class MetadataVersionError(MetadataError):
+    """Older than what was trusted before, or another version than the metadata above it names."""
+
+
+class MetadataHashError(MetadataError):
+    """Other bytes than the metadata above names: files of different states were mixed."""
+
+
+class MetadataExpiredError(MetadataError):
+    """Its time is over: it may be an old state that somebody holds us at."""
+
+
+class MetadataLimitError(MetadataError):
+    """More roots or delegations than are followed at a time."""
+
+
+class NoMetadataError(MetadataError):
+    """No repository state was ever accepted here, so nothing can be decided yet."""
+
+
+class ReleaseNotFoundError(TrustError):
+    """No trusted role vouches for that release."""
+
+
+class ReleaseBytesError(TrustError):
+    """A file is not the one that the trusted metadata names."""
+
+
+class SecurityFloorError(TrustError):
+    """The release is older than the oldest that is still safe."""
+
+
+class DowngradeError(TrustError):
+    """The release is older than what runs, and nobody said that this is meant."""
+
+
+class AssignmentError(TrustError):
+    """An assignment is not one that this device may follow."""
+
+
+class AssignmentFormatError(AssignmentError):
+    """Not an assignment, or not in the one byte form that an assignment has."""
+
+
+class AssignmentSignatureError(AssignmentError):
+    """Not signed by the keys to which assignments for this device are delegated."""
+
+
+class ForeignAssignmentError(AssignmentError):
+    """Made for another fleet, device or device key."""
+
+
+class ReplayedAssignmentError(AssignmentError):
+    """Older than one that was followed before."""
+
+
+class ExpiredAssignmentError(AssignmentError):
+    """Its time is over; the device goes on with what it has."""
+
+
+class TrustStateError(EdgeslmError):
+    """What the device trusts cannot be read or written.
+
+    Attributes:
+        path: the file or directory to blame.
+    """
+
+    def __init__(self, message: str, *, path: str, hint: str | None = None) -> None:
+        super().__init__(message, hint=hint)
+        self.path = path
+
+
+class MetadataFetchError(EdgeslmError):
+    """A file of the repository could not be had: offline, refused, or broken off.
+
+    Attributes:
+        path: the file, relative to the repository.
+    """
+
+    def __init__(self, message: str, *, path: str, hint: str | None = None) -> None:
+        super().__init__(message, hint=hint)
+        self.path = path
+
+
+class MetadataMissingError(MetadataFetchError):
+    """The repository answers, and says that there is no such file."""
+
+
+class SlowRetrievalError(MetadataFetchError):
+    """The file comes so slowly that it may never end."""
+
+
+class ReleaseRepositoryError(EdgeslmError):
+    """The release repository cannot be changed that way.
+
+    Attributes:
+        role: the TUF role to blame, where there is one.
+        path: the file or directory to blame, where there is one.
+    """
+
+    def __init__(
+        self, message: str, *, role: str | None = None, path: str | None = None, hint: str | None = None
+    ) -> None:
+        super().__init__(message, hint=hint)
+        self.role = role
+        self.path = path
+
+
+class SigningKeyError(EdgeslmError):
+    """A signing key cannot be used: no passphrase, a wrong one, or not the key that is needed.
+
+    Attributes:
+        path: the key file, where there is one.
+    """
+
+    exit_code = 2
+
+    def __init__(self, message: str, *, path: str | None = None, hint: str | None = None) -> None:
+        super().__init__(message, hint=hint)
+        self.path = path
+
+
+# --- identity and fleet ------------------------------------------------------------------------------------
+
+
+class CertificateError(TrustError):
+    """A certificate or a request for one is not acceptable: wrong issuer, key, name, or form."""
+
+
+class IdentityError(EdgeslmError):
+    """The device's own key and certificate cannot be read or written, or there are none.
+
+    Attributes:
+        path: the file or directory to blame.
+    """
+
+    def __init__(self, message: str, *, path: str, hint: str | None = None) -> None:
+        super().__init__(message, hint=hint)
+        self.path = path
+
+
+class ClaimError(EdgeslmError):
+    """Not a claim, a claim of another fleet, or one with a typing mistake."""
+
+    exit_code = 2
+
+
+class EnrolmentRefusedError(EdgeslmError):
+    """The fleet does not take this device.
+
+    Attributes:
+        reason: what the fleet said.
+    """
+
+    def __init__(self, message: str, *, reason: str, hint: str | None = None) -> None:
+        super().__init__(message, hint=hint)
+        self.reason = reason
+
+
+class FleetError(EdgeslmError):
+    """The files, the store or the broker of a fleet cannot do what was asked.
+
+    Attributes:
+        path: the file or directory to blame, where there is one.
+    """
+
+    def __init__(self, message: str, *, path: str | None = None, hint: str | None = None) -> None:
+        super().__init__(message, hint=hint)
+        self.path = path
+
+
+class FleetSetupError(FleetError):
+    """There is no such fleet here, or another one."""
+
+    exit_code = 2
+
+
+class FleetVersionError(FleetError):
+    """The store was written by a newer release.
+
+    Attributes:
+        found: revision of the store.
+        known: newest revision that this release knows.
+    """
+
+    exit_code = 2
+
+    def __init__(self, message: str, *, found: str, known: str, hint: str | None = None) -> None:
+        super().__init__(message, hint=hint)
+        self.found = found
+        self.known = known
+
+
+class UnknownDeviceError(FleetError):
+    """The fleet has no such device, claim or request.
+
+    Attributes:
+        name: what was asked for.
+        nearest: what there is that resembles it.
+    """
+
+    exit_code = 2
+
+    def __init__(self, message: str, *, name: str, nearest: tuple[str, ...] = ()) -> None:
+        super().__init__(message, hint=f"Did you mean {' or '.join(nearest)}?" if nearest else None)
+        self.name = name
+        self.nearest = nearest
+
+
+class DeviceStateError(FleetError):
+    """A device, claim or request is not in a state for that.
+
+    Attributes:
+        name: which.
+        state: the state that it is in.
+    """
+
+    def __init__(self, message: str, *, name: str, state: str, hint: str | None = None) -> None:
+        super().__init__(message, hint=hint)
+        self.name = name
+        self.state = state
 
 
 # --- link --------------------------------------------------------------------------------------------------

@@ -5,9 +5,13 @@ The tree (``<root>`` is ``edgeslm/v1``)::
     <root>/<fleet>/<device>/availability | info | prompt | prompt/text | cancel
     <root>/<fleet>/<device>/result/<id> | result/text | stream/<id>
     <root>/<fleet>/<device>/m/power | m/inference | m/system | e/<type>
+    <root>/<fleet>/<device>/desired | reported | identity | certificate
+    <root>/<fleet>/<device>/cmd/<op>/<id>
     <root>/<fleet>/pool/<model>/prompt
+    <root>/<fleet>/enrol/<claim>/request | reply
 
-No other module joins or splits a topic string.
+No other module joins or splits a topic string. What a device reads and what it writes is said here too, since a
+broker's access list follows from it and from nothing else.
 """
 
 from __future__ import annotations
@@ -20,7 +24,9 @@ from edgeslm.schema.base import is_identifier
 
 ROOT = "edgeslm/v1"
 POOL = "pool"
-"""A device cannot be called this: it is the second-level name of the pools."""
+ENROL = "enrol"
+RESERVED_NAMES = frozenset({POOL, ENROL})
+"""A device cannot be called this: these second-level names hold the pools, and first contact."""
 
 MAX_TOPIC_BYTES = 1024
 """Response topics from outside longer than this are refused; the MQTT limit is 65,535."""
@@ -35,6 +41,10 @@ DeviceChannel = Literal[
     "m/power",
     "m/inference",
     "m/system",
+    "desired",
+    "reported",
+    "identity",
+    "certificate",
 ]
 IdChannel = Literal["result", "stream", "e"]
 _DEVICE_CHANNELS: tuple[DeviceChannel, ...] = (
@@ -47,8 +57,19 @@ _DEVICE_CHANNELS: tuple[DeviceChannel, ...] = (
     "m/power",
     "m/inference",
     "m/system",
+    "desired",
+    "reported",
+    "identity",
+    "certificate",
 )
 _ID_CHANNELS: tuple[IdChannel, ...] = ("result", "stream", "e")
+_READ_BY_DEVICE: frozenset[DeviceChannel] = frozenset(
+    {"prompt", "prompt/text", "cancel", "desired", "certificate"}
+)
+"""Where a device takes orders, with ``cmd`` and the pools; on all other channels of its own it speaks."""
+
+EnrolChannel = Literal["request", "reply"]
+_ENROL_CHANNELS: tuple[EnrolChannel, ...] = ("request", "reply")
 
 
 @dataclass(frozen=True)
@@ -66,11 +87,38 @@ class DeviceTopic:
 
 
 @dataclass(frozen=True)
+class CommandTopic:
+    """A retained command to one device: `op` is what to do, `command_id` which one."""
+
+    fleet: str
+    device: str
+    op: str
+    command_id: str
+
+
+@dataclass(frozen=True)
 class PoolTopic:
     """The prompt topic shared by all devices of a fleet that serve `model`."""
 
     fleet: str
     model: str
+
+
+@dataclass(frozen=True)
+class EnrolTopic:
+    """First contact under one claim."""
+
+    fleet: str
+    claim: str
+    channel: EnrolChannel
+
+
+@dataclass(frozen=True)
+class Access:
+    """Topic filters of an access list: what its holder may read and write."""
+
+    reads: tuple[str, ...]
+    writes: tuple[str, ...]
 
 
 def _identifier(what: str, text: str) -> str:
@@ -80,8 +128,8 @@ def _identifier(what: str, text: str) -> str:
 
 
 def _device_name(text: str) -> str:
-    if text == POOL:
-        raise TopicError(f"'{POOL}' cannot name a device: it holds the pools")
+    if text in RESERVED_NAMES:
+        raise TopicError(f"'{text}' cannot name a device: the topic tree needs that name itself")
     return _identifier("device", text)
 
 
@@ -120,12 +168,31 @@ def pool_topic(fleet: str, model: str) -> str:
     return f"{ROOT}/{_identifier('fleet', fleet)}/{POOL}/{_identifier('model', model)}/prompt"
 
 
+def command_topic(fleet: str, device: str, op: str, command_id: str) -> str:
+    """The topic of one command to a device.
+
+    Raises:
+        TopicError: a part is not a single valid level.
+    """
+    device_part = f"{_identifier('fleet', fleet)}/{_device_name(device)}"
+    return f"{ROOT}/{device_part}/cmd/{_identifier('operation', op)}/{_request_level(command_id)}"
+
+
+def enrol_topic(fleet: str, claim: str, channel: EnrolChannel) -> str:
+    """The topic of first contact under `claim`.
+
+    Raises:
+        TopicError: `fleet` or `claim` is no identifier.
+    """
+    return f"{ROOT}/{_identifier('fleet', fleet)}/{ENROL}/{_identifier('claim', claim)}/{channel}"
+
+
 def shared_subscription(group: str, topic: str) -> str:
     """The filter under which one member of `group` gets each message (MQTT 5, section 4.8.2)."""
     return f"$share/{_identifier('group', group)}/{topic}"
 
 
-def fleet_filter(fleet: str, channel: Literal["availability", "info"]) -> str:
+def fleet_filter(fleet: str, channel: Literal["availability", "info", "identity"]) -> str:
     """The filter that matches `channel` of every device in a fleet."""
     return f"{ROOT}/{_identifier('fleet', fleet)}/+/{channel}"
 
@@ -139,7 +206,65 @@ def stream_filter(fleet: str, request_id: str) -> str:
     return f"{ROOT}/{_identifier('fleet', fleet)}/+/stream/{_request_level(request_id)}"
 
 
-def parse(topic: str) -> DeviceTopic | PoolTopic:
+def enrol_filter(fleet: str) -> str:
+    """The filter that matches the requests of every claim of a fleet."""
+    return f"{ROOT}/{_identifier('fleet', fleet)}/{ENROL}/+/request"
+
+
+def device_user(fleet: str, device: str) -> str:
+    """The user name of a device at the broker, which is the common name of its certificate."""
+    return f"{_identifier('fleet', fleet)}/{_device_name(device)}"
+
+
+def claim_user(fleet: str, claim: str) -> str:
+    """The user name of a claim's holder at the broker."""
+    return f"{_identifier('fleet', fleet)}/{ENROL}/{_identifier('claim', claim)}"
+
+
+def device_access(fleet: str, user: str = "%u") -> Access:
+    """What a device of `fleet` may read and write, by the answers' own topics excepted.
+
+    Args:
+        fleet: whose.
+        user: :func:`device_user` of a device; the default is what mosquitto puts a user's name in place of.
+    """
+    own = f"{ROOT}/{user}"
+    reads = [f"{own}/{channel}" for channel in _DEVICE_CHANNELS if channel in _READ_BY_DEVICE]
+    writes = [f"{own}/{channel}" for channel in _DEVICE_CHANNELS if channel not in _READ_BY_DEVICE]
+    pools = f"{ROOT}/{_identifier('fleet', fleet)}/{POOL}/+/prompt"
+    return Access(
+        reads=(*reads, f"{own}/cmd/+/+", pools),
+        writes=(*writes, *(f"{own}/{channel}/+" for channel in _ID_CHANNELS)),
+    )
+
+
+def claim_access(user: str = "%u") -> Access:
+    """What the holder of a claim may read and write.
+
+    Args:
+        user: :func:`claim_user` of the claim; the default is what mosquitto puts a user's name in place of.
+    """
+    return Access((f"{ROOT}/{user}/reply",), (f"{ROOT}/{user}/request",))
+
+
+def door_access(fleet: str) -> Access:
+    """What passes between the fleet and those who hold its claims."""
+    return Access((f"{ROOT}/{_identifier('fleet', fleet)}/{ENROL}/+/reply",), (enrol_filter(fleet),))
+
+
+def operator_access(fleet: str) -> Access:
+    """What an operator may read and write: everything of the fleet."""
+    whole = f"{ROOT}/{_identifier('fleet', fleet)}/#"
+    return Access((whole,), (whole,))
+
+
+def retained_topics(fleet: str, device: str) -> tuple[str, ...]:
+    """The topics of a device on which a broker keeps its latest word, commands excepted."""
+    kept: tuple[DeviceChannel, ...] = ("availability", "info", "desired", "reported", "identity")
+    return tuple(device_topic(fleet, device, channel) for channel in kept)
+
+
+def parse(topic: str) -> DeviceTopic | CommandTopic | PoolTopic | EnrolTopic:
     """What `topic` addresses.
 
     Raises:
@@ -151,6 +276,19 @@ def parse(topic: str) -> DeviceTopic | PoolTopic:
     levels = topic[len(prefix) :].split("/")
     if len(levels) == 4 and levels[1] == POOL and levels[3] == "prompt":
         return PoolTopic(_identifier("fleet", levels[0]), _identifier("model", levels[2]))
+    if len(levels) == 4 and levels[1] == ENROL:
+        for enrol_channel in _ENROL_CHANNELS:
+            if levels[3] == enrol_channel:
+                return EnrolTopic(
+                    _identifier("fleet", levels[0]), _identifier("claim", levels[2]), enrol_channel
+                )
+    if len(levels) == 5 and levels[2] == "cmd":
+        return CommandTopic(
+            _identifier("fleet", levels[0]),
+            _device_name(levels[1]),
+            _identifier("operation", levels[3]),
+            _request_level(levels[4]),
+        )
     if len(levels) >= 3:
         fleet, device, rest = levels[0], levels[1], "/".join(levels[2:])
         for channel in _DEVICE_CHANNELS:

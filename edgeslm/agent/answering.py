@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 
 from edgeslm.agent.ports import EnergyMeter, Model
 from edgeslm.power.port import Cause, EnergyReading
@@ -19,6 +20,7 @@ def answer_request(
     accepted_s: float,
     on_text: OnText | None = None,
     should_stop: ShouldStop | None = None,
+    paused_s: Callable[[], float] = float,
 ) -> Result:
     """Answer `request` with `model`.
 
@@ -26,6 +28,7 @@ def answer_request(
         accepted_s: monotonic time at which the request was accepted.
         on_text: gets the answer piece by piece.
         should_stop: asked between tokens.
+        paused_s: seconds that `should_stop` has paused for.
 
     Raises:
         RequestError: the request can't be served.
@@ -43,11 +46,13 @@ def answer_request(
         text=answer.generation.text,
         json=answer.data,
         finish_reason=answer.generation.finish_reason,
-        receipt=_receipt(model, answer.generation, energy, started_s - accepted_s),
+        receipt=_receipt(model, answer.generation, energy, started_s - accepted_s, paused_s()),
     )
 
 
-def _receipt(model: Model, generation: Generation, energy: EnergyReading, queue_s: float) -> Receipt:
+def _receipt(
+    model: Model, generation: Generation, energy: EnergyReading, queue_s: float, paused_s: float
+) -> Receipt:
     first_s = generation.first_token_s
     queue_ms = queue_s * 1e3
     return Receipt(
@@ -56,9 +61,10 @@ def _receipt(model: Model, generation: Generation, energy: EnergyReading, queue_
         queue_ms=round(queue_ms, 3),
         ttft_ms=None if first_s is None else round(queue_ms + first_s * 1e3, 3),
         total_ms=round(queue_ms + generation.total_s * 1e3, 3),
+        paused_ms=round(paused_s * 1e3, 3),
         # The last prompt token is computed by the step that gives the first token of the answer.
         prefill_tps=_rate(generation.prompt_tokens - 1, generation.prefill_s),
-        decode_tps=_rate(len(generation.token_ids) - 1, generation.decode_s),
+        decode_tps=_rate(len(generation.token_ids) - 1, generation.decode_s - paused_s),
         energy_j=round(energy.energy_j, 6),
         energy_net_j=round(energy.net_j, 6),
         power_w=round(energy.power_w, 4),

@@ -94,7 +94,9 @@ def read(message: Received, fleet: str, device: str, max_body_bytes: int) -> Dec
         if address.channel != "prompt":
             return Ignored(f"nothing is asked on {message.topic}")
         return _read_prompt(message, fleet, device, None, max_body_bytes)
-    return _read_prompt(message, fleet, device, address.model, max_body_bytes)
+    if isinstance(address, topics.PoolTopic):
+        return _read_prompt(message, fleet, device, address.model, max_body_bytes)
+    return Ignored(f"nothing is asked on {message.topic}")
 
 
 def _read_cancel(message: Received, max_body_bytes: int) -> Decision:

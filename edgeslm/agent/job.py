@@ -6,6 +6,7 @@ import threading
 from dataclasses import dataclass, field
 from typing import Literal
 
+from edgeslm.power.steward import Plan
 from edgeslm.schema.message import PromptRequest
 
 ReplyForm = Literal["json", "text"]
@@ -38,6 +39,7 @@ class Job:
         cancelled: set when the requester takes the prompt back.
         settled: set once it is decided whether the prompt is on disk; its answer may not leave before.
         dropped: it is not on disk and has been refused: its answer is worth nothing.
+        plan: what it will probably take, where there is a budget to decide by.
     """
 
     request: PromptRequest
@@ -47,6 +49,7 @@ class Job:
     cancelled: threading.Event = field(default_factory=threading.Event)
     settled: threading.Event = field(default_factory=threading.Event)
     dropped: bool = False
+    plan: Plan | None = None
 
     @property
     def id(self) -> str:

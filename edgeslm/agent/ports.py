@@ -37,6 +37,20 @@ class Model(Protocol):
     def context_tokens(self) -> int:
         """Most tokens of prompt and answer together."""
 
+    @property
+    def max_answer_tokens(self) -> int:
+        """Most tokens of an answer for which the request names no limit."""
+
+    @property
+    def threads(self) -> int:
+        """Inference threads in use."""
+
+    def set_threads(self, threads: int) -> None:
+        """Use another number of threads from the next prompt on; raises ``ModelLoadError`` if that can't be."""
+
+    def count_tokens(self, prompt: str) -> int:
+        """Tokens of `prompt` as it will be computed; from any thread; raises ``RequestError`` as `answer` would."""
+
     def answer(
         self,
         prompt: str,

@@ -6,13 +6,14 @@ writes the journal; the worker, which computes. Whatever a message holds, the di
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import platform
 import queue
 import random
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
@@ -21,18 +22,23 @@ from edgeslm import codec, topics
 from edgeslm.agent import intake
 from edgeslm.agent.job import Job, ReplyAddress
 from edgeslm.agent.journal import Journal
+from edgeslm.agent.metrics import Outcome
 from edgeslm.agent.outbox import Outbox
 from edgeslm.agent.ports import EnergyMeter, Link, Message, Model
-from edgeslm.agent.queue import JobQueue
+from edgeslm.agent.queue import JobQueue, Pick, Turn, in_order
+from edgeslm.agent.telemetry import Telemetry
 from edgeslm.agent.worker import Worker
 from edgeslm.errors import (
     BadRequestError,
+    BudgetError,
     BusyError,
     EdgeslmError,
     JournalError,
     RequestError,
     UnknownModelError,
 )
+from edgeslm.power.monitor import PowerMonitor
+from edgeslm.power.steward import Ask, Plan, Steward
 from edgeslm.schema.message import Availability, Info, ModelInfo, PromptRequest
 
 log = logging.getLogger(__name__)
@@ -96,6 +102,15 @@ class AgentLimits:
     max_answered: int = 10_000
 
 
+@dataclass(frozen=True)
+class PowerSide:
+    """What measures the board's power, spends its budget (if it has one) and tells of both."""
+
+    monitor: PowerMonitor
+    steward: Steward | None
+    telemetry: Telemetry
+
+
 class Agent:
     """One device agent. :meth:`start` returns at once; :meth:`stop` leaves nothing half done."""
 
@@ -107,11 +122,16 @@ class Agent:
         meter: EnergyMeter,
         journal: Journal,
         limits: AgentLimits = AgentLimits(),
+        *,
+        power: PowerSide | None = None,
+        listeners: Mapping[str, Callable[[Message], None]] | None = None,
     ) -> None:
         """Take the parts.
 
         Args:
             models: by name; the first is the default.
+            power: measures and spends, if anything does; `meter` is a part of it then.
+            listeners: topics of others that this device listens to, each with who is told, on the link's thread.
         """
         self._identity = identity
         self._models = models
@@ -121,7 +141,11 @@ class Agent:
         self._limits = limits
         self._started_at = datetime.now(UTC)
         self._inbox: queue.SimpleQueue[_Event] = queue.SimpleQueue()
-        self._queue = JobQueue()
+        self._power = power
+        self._steward = None if power is None else power.steward
+        self._telemetry = None if power is None else power.telemetry
+        self._listeners = dict(listeners or {})
+        self._queue = JobQueue(in_order if self._steward is None else self._choose)
         self._outbox = Outbox(link, journal)
         self._jobs: dict[str, Job] = {}
         self._jobs_lock = threading.Lock()
@@ -139,7 +163,9 @@ class Agent:
             journal=journal,
             outbox=self._outbox,
             link=link,
+            steward=self._steward,
             forget=self._forget,
+            report=self._report,
         )
         self._threads = [
             threading.Thread(target=self._dispatch, name="edgeslm-dispatch", daemon=True),
@@ -150,6 +176,11 @@ class Agent:
 
     def on_message(self, message: Message) -> None:
         """Part of ``LinkEvents``."""
+        listener = self._listeners.get(message.topic)
+        if listener is not None:
+            listener(message)
+            message.acknowledge()
+            return
         # Unacknowledged QoS 1 messages are bounded by the link's receive window; a flood of QoS 0 is shed here.
         if message.qos == 0 and self._inbox.qsize() > _MAX_INBOX:
             return
@@ -178,6 +209,9 @@ class Agent:
             JournalError: the journal cannot be read.
         """
         self._recover()
+        if self._power is not None:
+            self._power.telemetry.attach(lambda: self.waiting)
+            self._power.monitor.start()
         for thread in self._threads:
             thread.start()
         self._link.start(self, self._filters())
@@ -191,6 +225,10 @@ class Agent:
         self._queue.close()
         for thread in self._threads[1:]:
             thread.join()
+        if self._power is not None:
+            if self._power.steward is not None:
+                self._power.steward.close()
+            self._power.monitor.stop()
         self._inbox.put(_Flush())
         self._link.stop(self._availability("offline"))
         self._inbox.put(_Stop())
@@ -211,6 +249,7 @@ class Agent:
             (topics.device_topic(fleet, device, "prompt/text"), 1),
             (topics.device_topic(fleet, device, "cancel"), 1),
         ]
+        filters += [(topic, 0) for topic in self._listeners]
         if self._identity.pool:
             filters += [
                 (topics.shared_subscription(fleet, topics.pool_topic(fleet, model)), 1)
@@ -225,6 +264,8 @@ class Agent:
             age_s = max(0.0, now - prompt.accepted_at)
             job = self._job(prompt.request, replies, now_s - age_s)
             job.settled.set()
+            with contextlib.suppress(EdgeslmError):  # whatever is wrong with it, the worker answers it
+                job.plan = self._plan(job)
             self._queue.push(job)
         if self._jobs:
             log.info("%d prompts of the last run are taken up", len(self._jobs))
@@ -236,6 +277,42 @@ class Agent:
         with self._jobs_lock:
             self._jobs[job.id] = job
         return job
+
+    def _plan(self, job: Job) -> Plan | None:
+        """What `job` will take; raises what is wrong with its prompt."""
+        if self._steward is None:
+            return None
+        request = job.request
+        model = self._models[request.model or next(iter(self._models))]
+        asked = request.options.max_tokens or model.max_answer_tokens
+        prompt_tokens = model.count_tokens(request.prompt)
+        return self._steward.plan(
+            Ask(
+                id=request.id,
+                model=model.name,
+                priority=request.options.priority,
+                prompt_tokens=prompt_tokens,
+                max_tokens=max(1, min(asked, model.context_tokens - prompt_tokens)),
+                accepted_s=job.accepted_s,
+                deadline_s=job.deadline_s,
+            )
+        )
+
+    def _choose(self, heads: Sequence[Job]) -> Pick:
+        """Which of the first in line runs now, by the budget; on the worker's thread."""
+        plans = [job.plan for job in heads if job.plan is not None]
+        if self._steward is None or len(plans) < len(heads):
+            # One without a plan fails at once, and costs nothing.
+            return in_order([job for job in heads if job.plan is None] or heads)
+        plan, decision, look_again_s = self._steward.choose(plans)
+        for job in heads:
+            if plan is not None and job.plan is plan:
+                return Pick(Turn(job, decision), look_again_s)
+        return Pick(None, look_again_s)
+
+    def _report(self, outcome: Outcome) -> None:
+        if self._telemetry is not None:
+            self._telemetry.add_outcome(outcome)
 
     def _forget(self, job: Job) -> None:
         with self._jobs_lock:
@@ -289,6 +366,8 @@ class Agent:
                 self._announce()
                 self._outbox.connected()
                 self._connected.set()
+                if self._telemetry is not None:
+                    self._telemetry.connected()
             case _Disconnected(reason):
                 self._connected.clear()
                 log.warning("broker lost: %s", reason)
@@ -302,6 +381,9 @@ class Agent:
                 try:
                     self._take(request, reply, message)
                 except EdgeslmError as error:
+                    if isinstance(error, BudgetError):
+                        model = self._models[request.model or next(iter(self._models))]
+                        self._report(Outcome(model.name, "refused"))
                     self._refuse(request.id, reply, error)
                     message.acknowledge()
                 return  # acknowledged once journalled
@@ -333,7 +415,22 @@ class Agent:
         if request.options.temperature > 0 and request.options.seed is None:
             options = request.options.model_copy(update={"seed": random.getrandbits(62)})
             request = request.model_copy(update={"options": options})
-        self._accepting.append((self._job(request, [reply], time.monotonic()), message))
+        job = self._job(request, [reply], time.monotonic())
+        try:
+            self._admit(job)
+        except EdgeslmError:
+            self._forget(job)
+            raise
+        self._accepting.append((job, message))
+
+    def _admit(self, job: Job) -> None:
+        """Refuse at once what the budget would refuse later."""
+        job.plan = self._plan(job)
+        if self._steward is None or job.plan is None:
+            return
+        ahead = self._queue.ahead(job.request.options.priority) + [other for other, _ in self._accepting]
+        ahead_j = sum(other.plan.work.estimate.p90_j for other in ahead if other.plan is not None)
+        self._steward.admit(job.plan, ahead_j)
 
     def _acknowledge_after(self, job: Job, message: Message) -> None:
         if job.settled.is_set():
@@ -371,6 +468,7 @@ class Agent:
             job = self._jobs.get(request_id)
         if job is not None:
             job.cancelled.set()
+            self._queue.wake()
 
     def _refuse(self, request_id: str, reply: ReplyAddress, error: EdgeslmError) -> None:
         if not isinstance(error, RequestError):

@@ -7,6 +7,7 @@ dies: then the journal runs it again.
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections.abc import Callable, Mapping
 
@@ -15,10 +16,13 @@ from edgeslm.agent.answering import answer_request
 from edgeslm.agent.intake import error_result
 from edgeslm.agent.job import Job
 from edgeslm.agent.journal import Journal
+from edgeslm.agent.metrics import Outcome
 from edgeslm.agent.outbox import Outbox
 from edgeslm.agent.ports import EnergyMeter, Link, Message, Model
-from edgeslm.agent.queue import JobQueue
+from edgeslm.agent.queue import JobQueue, Turn
 from edgeslm.errors import CancelledError, DeadlineError, EdgeslmError, InferenceError, JournalError
+from edgeslm.power.governor_types import Go, Refuse, Run, Stop
+from edgeslm.power.steward import CHUNK_TOKENS, Plan, Spent, Steward
 from edgeslm.schema.message import FinishReason, Result, StreamDelta
 
 log = logging.getLogger(__name__)
@@ -26,6 +30,9 @@ log = logging.getLogger(__name__)
 STREAM_INTERVAL_S = 0.01
 """Deltas are joined for this long: a small model makes thousands of tokens a second, nobody reads as fast, and
 each message costs more than a token."""
+
+_PAUSE_S = 0.5
+"""Longest pause at a time: afterwards deadline and budget are looked at again."""
 
 
 class DeltaStream:
@@ -56,6 +63,45 @@ class DeltaStream:
         self._last_s = time.monotonic()
 
 
+class _Pacing:
+    """Asks the budget between tokens, and waits as long as it says."""
+
+    def __init__(self, steward: Steward, queue: JobQueue, job: Job) -> None:
+        self._steward = steward
+        self._queue = queue
+        self._job = job
+        self._go_until_s = float("-inf")
+        self._rival: Job | None = None
+        self._steps = 0
+        self._prompt_steps = math.ceil((job.plan.ask.prompt_tokens - 1) / CHUNK_TOKENS) if job.plan else 0
+        self.paused_s = 0.0
+
+    def step(self) -> FinishReason | None:
+        """Go on, or a reason to end the answer."""
+        self._steps += 1
+        rival = self._queue.rival()
+        now_s = time.monotonic()
+        if now_s < self._go_until_s and rival is self._rival:
+            return None
+        self._rival = rival
+        while True:
+            plan = None if rival is None or rival is self._job else rival.plan
+            step = self._steward.pace(decoding=self._steps > self._prompt_steps, rival=plan)
+            if isinstance(step, Go):
+                self._go_until_s = step.until_s
+                return None
+            if isinstance(step, Stop):
+                return "budget"
+            if self._job.cancelled.wait(min(step.seconds, _PAUSE_S)):
+                return "cancelled"
+            paused_until_s = time.monotonic()
+            self.paused_s += paused_until_s - now_s
+            now_s = paused_until_s
+            if self._job.expired(now_s):
+                return "deadline"
+            rival = self._queue.rival()
+
+
 class Worker:
     """Runs on one thread of its own: :meth:`run` returns when the queue is closed."""
 
@@ -70,12 +116,16 @@ class Worker:
         journal: Journal,
         outbox: Outbox,
         link: Link,
+        steward: Steward | None,
         forget: Callable[[Job], None],
+        report: Callable[[Outcome], None],
     ) -> None:
         """Take the parts.
 
         Args:
+            steward: spends the budget, where there is one.
             forget: told of each job once its result is journalled.
+            report: told what became of each job.
         """
         self._fleet = fleet
         self._device = device
@@ -85,34 +135,74 @@ class Worker:
         self._journal = journal
         self._outbox = outbox
         self._link = link
+        self._steward = steward
         self._forget = forget
+        self._report = report
         self.mean_job_s = 0.1
         """Running mean of a job's seconds, for `retry_after_s`."""
 
     def run(self) -> None:
         """Answer jobs until the queue is closed."""
-        while (job := self._queue.pop()) is not None:
+        while (turn := self._queue.pop()) is not None:
             started = time.monotonic()
-            result = self._result(job)
+            job = turn.job
+            result = self._result(turn)
             self.mean_job_s += 0.1 * (time.monotonic() - started - self.mean_job_s)
             self._file(job, result)
+            self._report(outcome_of(result, self._model(job).name, job.plan))
 
-    def _result(self, job: Job) -> Result:
+    def _model(self, job: Job) -> Model:
+        return self._models[job.request.model or next(iter(self._models))]
+
+    def _result(self, turn: Turn) -> Result:
+        job = turn.job
         try:
             if job.cancelled.is_set():
                 raise CancelledError("cancelled before it ran")
             if job.expired(time.monotonic()):
                 raise DeadlineError("the deadline passed in the queue")
-            return self._answer(job)
+            if self._steward is None or job.plan is None or turn.decision is None:
+                return self._answer(job, None)
+            if isinstance(turn.decision, Refuse):
+                raise self._steward.refusal(job.plan, turn.decision)
+            return self._answer_within(self._steward, job, job.plan, turn.decision)
         except EdgeslmError as error:
+            if self._steward is not None and job.plan is not None and not isinstance(turn.decision, Run):
+                self._steward.file(job.plan, None)
             return error_result(job.id, self._device, error)
         except Exception as error:  # whatever a prompt provokes, the next one is served
             log.exception("prompt %s failed", job.id)
             return error_result(job.id, self._device, InferenceError(f"unexpected {type(error).__name__}"))
 
-    def _answer(self, job: Job) -> Result:
+    def _answer_within(self, steward: Steward, job: Job, plan: Plan, run: Run) -> Result:
+        """Answer as the budget allows, and tell it what that took."""
+        model = self._model(job)
+        setting = steward.begin(plan, run)
+        spent: Spent | None = None
+        pacing = _Pacing(steward, self._queue, job)
+        try:
+            model.set_threads(setting.threads)
+            result = self._answer(job, run.max_tokens, pacing)
+            receipt = result.receipt
+            if receipt is not None:
+                spent = Spent(
+                    receipt.completion_tokens,
+                    receipt.energy_net_j,
+                    max((receipt.total_ms - receipt.queue_ms) / 1e3 - pacing.paused_s, 0.0),
+                    complete=result.finish_reason == "stop",
+                )
+                if result.finish_reason == "length" and run.max_tokens < plan.ask.max_tokens:
+                    plan.shortened = True
+                    result = result.model_copy(update={"finish_reason": "budget"})
+            return result
+        finally:
+            steward.end(spent)
+
+    def _answer(self, job: Job, max_tokens: int | None, pacing: _Pacing | None = None) -> Result:
         request = job.request
-        model = self._models[request.model or next(iter(self._models))]
+        if max_tokens is not None:
+            options = request.options.model_copy(update={"max_tokens": max_tokens})
+            request = request.model_copy(update={"options": options})
         stream = None
         if request.options.stream:
             topic = topics.id_topic(self._fleet, self._device, "stream", request.id)
@@ -121,16 +211,19 @@ class Worker:
         def should_stop() -> FinishReason | None:
             if job.cancelled.is_set():
                 return "cancelled"
-            return "deadline" if job.expired(time.monotonic()) else None
+            if job.expired(time.monotonic()):
+                return "deadline"
+            return None if pacing is None else pacing.step()
 
         result = answer_request(
-            model,
+            self._model(job),
             self._meter,
             request,
             self._device,
             accepted_s=job.accepted_s,
             on_text=stream.push if stream is not None else None,
             should_stop=should_stop,
+            paused_s=lambda: 0.0 if pacing is None else pacing.paused_s,
         )
         if stream is not None:
             stream.flush()
@@ -149,3 +242,24 @@ class Worker:
             return
         self._forget(job)
         self._outbox.send(replies)
+
+
+def outcome_of(result: Result, model: str, plan: Plan | None) -> Outcome:
+    """What `result` says for the metrics."""
+    deferred = plan is not None and plan.deferred
+    receipt = result.receipt
+    if receipt is None:
+        refused = result.error is not None and result.error.code == "budget"
+        return Outcome(model, "refused" if refused else "failed", deferred=deferred)
+    return Outcome(
+        model,
+        "answered",
+        deferred=deferred,
+        shortened=plan is not None and plan.shortened,
+        prompt_tokens=receipt.prompt_tokens,
+        completion_tokens=receipt.completion_tokens,
+        decode_tps=receipt.decode_tps,
+        ttft_ms=receipt.ttft_ms,
+        energy_j=receipt.energy_j,
+        net_j=receipt.energy_net_j,
+    )

@@ -18,7 +18,9 @@ _COMMANDS = {
     "demo": ("edgeslm.cli.demo:demo", "Broker, agent and a simulated home on this machine."),
     "doctor": ("edgeslm.cli.doctor:doctor", "Check what this machine can do, and say what is missing."),
     "model": ("edgeslm.cli.model:model", "Inspect, verify, pack and run model packages."),
+    "power": ("edgeslm.cli.power:power", "Measure, explain and report what the board draws."),
     "prompt": ("edgeslm.cli.prompt:prompt", "Send a prompt to a device or a pool over MQTT."),
+    "sim": ("edgeslm.cli.sim:sim", "Simulate boards: power, heat, battery, and meters that fail."),
 }
 
 

@@ -5,7 +5,10 @@ Imports are inside the functions: each command loads what it needs, and the agen
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable, Mapping
 from importlib import resources
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,12 +20,18 @@ from edgeslm.errors import ConfigError, PackageError
 from edgeslm.schema.config import AgentConfig, RuntimeChoice
 
 if TYPE_CHECKING:
-    from edgeslm.agent.service import Agent
+    from edgeslm.agent.service import Agent, PowerSide
+    from edgeslm.link.port import Link, Message
+    from edgeslm.power.meters.discovery import Discovery
+    from edgeslm.power.steward import Steward
     from edgeslm.runtime.model import LoadedModel
+    from edgeslm.schema.board import Board
     from edgeslm.schema.installed import InstalledPackage
 
 BUILTIN = "builtin:"
 CACHE_NAME = "cache"
+_TRIAL_PROMPTS = 3
+_TRIAL_TOKENS = 24
 
 
 def builtin_packages() -> list[str]:
@@ -146,25 +155,33 @@ def build_agent(config: AgentConfig, config_dir: Path) -> Agent:
     from edgeslm.agent.service import Agent, AgentIdentity, AgentLimits, availability  # noqa: PLC0415
     from edgeslm.link.mqtt import MqttLink  # noqa: PLC0415
     from edgeslm.power.boards import choose_board  # noqa: PLC0415
-    from edgeslm.power.meter import EstimatedMeter  # noqa: PLC0415
     from edgeslm.runtime.model import load_model  # noqa: PLC0415
 
     board = choose_board(config.board)
+    threads = config.threads or board.threads
     models = {}
     for reference in config.models:
         installed = install_package(reference, config.state_dir / "models", config_dir)
         name = installed.manifest.name
         if name in models:
             raise ConfigError(f"two packages are called '{name}'", key="models")
-        threads = config.threads or board.threads
         models[name] = load_model(installed, config.runtime, threads, config.state_dir / CACHE_NAME)
     will = availability(config.fleet, config.device, "offline")
+    link = MqttLink(config.broker, f"edgeslm-{config.fleet}-{config.device}", will)
+    sizes_bytes = {
+        model.name: model.installed.manifest.files[model.graph_file].size_bytes for model in models.values()
+    }
+    power, listeners = build_power(config, board, link, threads, sizes_bytes)
+    if power.steward is not None:
+        for model in models.values():
+            if not power.steward.knows(model.name):
+                try_out(model, board, power.steward)
     limits = config.limits
     return Agent(
         identity=AgentIdentity(config.fleet, config.device, board.name, config.pool),
         models=models,
-        link=MqttLink(config.broker, f"edgeslm-{config.fleet}-{config.device}", will),
-        meter=EstimatedMeter(board.power),
+        link=link,
+        meter=power.monitor.meter,
         journal=Journal(config.state_dir / "agent.db"),
         limits=AgentLimits(
             max_queue=limits.max_queue,
@@ -172,4 +189,94 @@ def build_agent(config: AgentConfig, config_dir: Path) -> Agent:
             answered_window_s=limits.answered_window_s,
             max_answered=limits.max_answered,
         ),
+        power=power,
+        listeners=listeners,
     )
+
+
+def build_power(
+    config: AgentConfig, board: Board, link: Link, threads: int, sizes_bytes: Mapping[str, int]
+) -> tuple[PowerSide, dict[str, Callable[[Message], None]]]:
+    """Meters, budget and telemetry of an agent, and who listens to which foreign topic.
+
+    Raises:
+        BudgetConfigError: the budget can never be kept on this board.
+        ConfigError: the calibration cannot be used.
+        LedgerError: the energy ledger cannot be opened.
+    """
+    from edgeslm.agent.service import PowerSide  # noqa: PLC0415
+    from edgeslm.agent.telemetry import Telemetry  # noqa: PLC0415
+    from edgeslm.power.actuators import FrequencyCap  # noqa: PLC0415
+    from edgeslm.power.monitor import LEDGER_NAME, PowerMonitor  # noqa: PLC0415
+    from edgeslm.power.steward import Steward  # noqa: PLC0415
+
+    discovery = discover_meters(config, board)
+    monitor = PowerMonitor(board, config.power, discovery, config.state_dir / LEDGER_NAME)
+    steward = None
+    if config.budget.restrains:
+        steward = Steward(
+            board,
+            config.budget,
+            monitor.ledger,
+            FrequencyCap(config.state_dir / "frequency.json", config.power.root),
+            threads=threads,
+            sizes_bytes=sizes_bytes,
+            idle_w=monitor.account.draw.idle.idle_w,
+        )
+        steward.attach(monitor)
+    telemetry = Telemetry(
+        config.fleet,
+        config.device,
+        link,
+        monitor,
+        budget=config.budget,
+        steward=steward,
+        interval_s=config.metrics.interval_s,
+        state_dir=config.state_dir,
+        hot_c=None if board.thermal is None else board.thermal.throttle_c,
+    )
+    listeners: dict[str, Callable[[Message], None]] = {}
+    plug = discovery.plug
+    if plug is not None:
+
+        def on_plug(message: Message) -> None:
+            plug.on_message(message.topic, message.payload, time.monotonic(), retained=message.retain)
+
+        listeners = dict.fromkeys(plug.filters(), on_plug)
+    return PowerSide(monitor, steward, telemetry), listeners
+
+
+def try_out(model: LoadedModel, board: Board, steward: Steward) -> None:
+    """Run a few golden prompts, so that the budget has more to go by than a guess from power table and size."""
+    from edgeslm.models.package import parse_golden  # noqa: PLC0415
+    from edgeslm.power.meter import EstimatedMeter  # noqa: PLC0415
+    from edgeslm.power.port import Cause  # noqa: PLC0415
+    from edgeslm.power.steward import Spent  # noqa: PLC0415
+    from edgeslm.schema.message import Options  # noqa: PLC0415
+
+    name = model.installed.manifest.golden
+    if name is None:
+        return
+    file = model.installed.file(name)
+    cases = islice(parse_golden(file.read_bytes(), file, name), _TRIAL_PROMPTS)
+    meter = EstimatedMeter(board.power)
+    for case in cases:
+        span = meter.begin(Cause("test", model=model.name))
+        made = model.answer(case.prompt, Options(max_tokens=_TRIAL_TOKENS)).generation
+        spent = Spent(
+            len(made.token_ids), span.end().net_j, made.total_s, complete=made.finish_reason == "stop"
+        )
+        steward.learn(model.name, made.prompt_tokens, spent)
+
+
+def discover_meters(config: AgentConfig, board: Board) -> Discovery:
+    """The meters of the board that `config` is for, opened.
+
+    Raises:
+        ConfigError: the calibration cannot be used.
+    """
+    from edgeslm.power.calibration import read_calibration  # noqa: PLC0415
+    from edgeslm.power.meters.discovery import discover  # noqa: PLC0415
+
+    calibration = read_calibration(config.state_dir / config.power.calibration_file)
+    return discover(board, config.power, calibration=calibration, root=config.power.root)

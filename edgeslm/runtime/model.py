@@ -148,6 +148,15 @@ class LoadedModel:
         """Most tokens of prompt and answer together."""
         return self._engine.context_tokens
 
+    @property
+    def max_answer_tokens(self) -> int:
+        """Most tokens of an answer for which the request names no limit."""
+        return self.installed.manifest.max_answer_tokens
+
+    def count_tokens(self, prompt: str) -> int:
+        """Tokens of `prompt` in the package's form; from any thread; raises what :meth:`encode` does."""
+        return len(self.encode(prompt))
+
     def encode(self, prompt: str) -> list[int]:
         """Token ids of `prompt` in the package's form.
 

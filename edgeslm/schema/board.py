@@ -26,6 +26,7 @@ class PowerTable(FileModel):
         temperature_w_per_c: watts of leakage that a degree of the processor adds.
         network_j_per_mb: joules to move a megabyte over the board's network.
         supply_w: watts that the recommended power supply can give.
+        error_share: how far a device of this type may be off these figures (one sigma).
         source: where the figures come from.
     """
 
@@ -37,6 +38,7 @@ class PowerTable(FileModel):
     temperature_w_per_c: Annotated[float, Field(ge=0, le=10)] = 0.0
     network_j_per_mb: Annotated[float, Field(ge=0, le=1000)] = 0.0
     supply_w: Watts | None = None
+    error_share: Annotated[float, Field(gt=0, le=2)] = 0.3
     source: Annotated[str, StringConstraints(min_length=8, max_length=500)]
 
 

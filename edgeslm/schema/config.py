@@ -9,7 +9,9 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, StringConstraints, field_validator, model_validator
 
 from edgeslm.schema.base import FileModel, Identifier
+from edgeslm.schema.budget import Budget
 from edgeslm.schema.message import MAX_BODY_BYTES
+from edgeslm.schema.power import MetersConfig
 
 RuntimeChoice = Literal["auto", "ai-edge-litert", "tflite-runtime"]
 
@@ -63,6 +65,20 @@ class LimitsConfig(FileModel):
     max_answered: Annotated[int, Field(ge=16, le=1_000_000)] = 10_000
 
 
+class MetricsConfig(FileModel):
+    """What the device tells about itself.
+
+    Attributes:
+        interval_s: seconds between reports over MQTT.
+        prometheus_port: port on which Prometheus may ask for the same figures; ``None`` opens none.
+        prometheus_host: address of that port; the default can only be reached from the device itself.
+    """
+
+    interval_s: Annotated[float, Field(ge=1, le=86_400)] = 60.0
+    prometheus_port: Annotated[int, Field(ge=1, le=65535)] | None = None
+    prometheus_host: Annotated[str, StringConstraints(min_length=1, max_length=255)] = "127.0.0.1"
+
+
 class AgentConfig(FileModel):
     """Everything that one agent needs to know.
 
@@ -70,6 +86,9 @@ class AgentConfig(FileModel):
         models: packages to serve; the first is the default. ``builtin:NAME`` is one that ships with edgeslm,
             everything else is a path to a ``.slm`` file, relative to this file.
         threads: inference threads; ``None`` takes the board's recommendation.
+        power: how the board's draw is measured.
+        budget: what the device may draw; the default restrains nothing.
+        metrics: what it tells about itself.
     """
 
     fleet: Identifier = "home"
@@ -82,6 +101,9 @@ class AgentConfig(FileModel):
     runtime: RuntimeChoice = "auto"
     pool: bool = True
     limits: LimitsConfig = LimitsConfig()
+    power: MetersConfig = MetersConfig()
+    budget: Budget = Budget()
+    metrics: MetricsConfig = MetricsConfig()
 
     @field_validator("models")
     @classmethod

@@ -110,6 +110,7 @@ class Receipt(WireModel):
         queue_ms: acceptance to start of computation.
         ttft_ms: acceptance to first token.
         total_ms: acceptance to last token.
+        paused_ms: of that, pauses between tokens that the budget asked for; no part of the rates.
         prefill_tps: prompt tokens a second, or ``None`` where nothing was computed.
         decode_tps: generated tokens a second, or ``None`` for fewer than two.
         energy_j: energy of the whole board while the prompt ran.
@@ -127,6 +128,7 @@ class Receipt(WireModel):
     queue_ms: float
     ttft_ms: float | None = None
     total_ms: float
+    paused_ms: float = 0.0
     prefill_tps: float | None = None
     decode_tps: float | None = None
     energy_j: float

@@ -55,16 +55,31 @@ class EchoModel:
     graph_file = "none.tflite"
     runtime_name = "simulated"
     context_tokens = 2 * MAX_WORDS
+    max_answer_tokens = MAX_WORDS
 
     def __init__(self, name: str = "echo", token_s: float = 0.0) -> None:
         self.installed = InstalledPackage(Path("/nonexistent"), _manifest(name), _SHA256)
         self.token_s = token_s
+        self.threads = 1
         self.answered: list[str] = []
 
     @property
     def name(self) -> str:
         """Name and version."""
         return f"{self.installed.manifest.name}@{self.installed.manifest.version}"
+
+    def set_threads(self, threads: int) -> None:
+        """Say that so many are used; nothing becomes faster."""
+        self.threads = threads
+
+    def count_tokens(self, prompt: str) -> int:
+        """Words of `prompt`.
+
+        Raises:
+            BadRequestError: it has none.
+            TooLargeError: it has more than 100.
+        """
+        return len(_words(prompt))
 
     def answer(
         self,
@@ -80,11 +95,7 @@ class EchoModel:
             BadRequestError: it has no words.
             TooLargeError: it has more than 100.
         """
-        words = prompt.split()
-        if not words:
-            raise BadRequestError("empty prompt")
-        if len(words) > MAX_WORDS:
-            raise TooLargeError(f"{len(words)} words", actual=len(words), limit=MAX_WORDS, unit="words")
+        words = _words(prompt)
         started = time.perf_counter()
         said: list[str] = []
         reason: FinishReason | None = should_stop() if should_stop is not None else None
@@ -114,3 +125,12 @@ class EchoModel:
             ),
             None,
         )
+
+
+def _words(prompt: str) -> list[str]:
+    words = prompt.split()
+    if not words:
+        raise BadRequestError("empty prompt")
+    if len(words) > MAX_WORDS:
+        raise TooLargeError(f"{len(words)} words", actual=len(words), limit=MAX_WORDS, unit="words")
+    return words

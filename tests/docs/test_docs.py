@@ -6,20 +6,34 @@ import re
 import shlex
 from collections.abc import Iterator
 from pathlib import Path
+from typing import get_args
 
 import click
 import pytest
 
 from edgeslm.cli.main import cli
 from edgeslm.errors import WireCode
-from edgeslm.schema.config import AgentConfig, BrokerConfig, LimitsConfig
+from edgeslm.schema.config import AgentConfig, BrokerConfig, LimitsConfig, MetricsConfig
 from edgeslm.schema.message import Options, Receipt
+from edgeslm.schema.metrics import (
+    Event,
+    EventType,
+    InferenceMetrics,
+    ModelMetrics,
+    PowerMetrics,
+    SystemMetrics,
+    WindowState,
+)
 from edgeslm.schema.package import Manifest
+from edgeslm.schema.power import MetersConfig
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *sorted(DOCS.rglob("*.md"))]
 SHELL = {"", "sh", "bash", "shell", "console"}
+
+SECTIONS = {"broker": BrokerConfig, "limits": LimitsConfig, "power": MetersConfig, "metrics": MetricsConfig}
+REPORTS = (PowerMetrics, InferenceMetrics, SystemMetrics, ModelMetrics, WindowState, Event)
 
 _FENCE = re.compile(r"^(`{3,})([^\n`]*)\n(.*?)^\1\s*$", re.DOTALL | re.MULTILINE)
 _LINK = re.compile(r"!?\[[^\]]*\]\(([^)\s]+)\)")
@@ -144,24 +158,34 @@ def _table_names(page: str) -> set[str]:
 
 
 def test_every_setting_of_the_agent_is_documented():
-    names = set(AgentConfig.model_fields) - {"broker", "limits"}
-    names |= {f"broker.{name}" for name in BrokerConfig.model_fields}
-    names |= {f"limits.{name}" for name in LimitsConfig.model_fields}
+    names = set(AgentConfig.model_fields) - set(SECTIONS)
+    names |= {f"{section}.{name}" for section, model in SECTIONS.items() for name in model.model_fields}
     assert names - _table_names("agent.md") == set()
+
+
+def _shown(default: object) -> str:
+    if isinstance(default, tuple):
+        return " ".join(map(str, default)) or "none"
+    return "none" if default is None else str(default)
 
 
 def test_the_documented_defaults_are_the_defaults():
     text = (DOCS / "agent.md").read_text("utf-8")
-    for prefix, model in (("broker.", BrokerConfig), ("limits.", LimitsConfig)):
+    for section, model in SECTIONS.items():
         for name, field in model.model_fields.items():
-            row = next(line for line in text.splitlines() if line.startswith(f"| `{prefix}{name}` |"))
+            row = next(line for line in text.splitlines() if line.startswith(f"| `{section}.{name}` |"))
             shown = row.split("|")[2].strip().strip("`").replace(",", "")
-            assert shown == ("none" if field.default is None else str(field.default)), row
+            assert shown == _shown(field.default), row
 
 
 def test_every_option_receipt_field_and_error_code_is_documented():
     names = set(Options.model_fields) | set(Receipt.model_fields) | set(WireCode.__args__)
     assert names - _table_names("prompting.md") == set()
+
+
+def test_every_metric_and_event_is_documented():
+    names = {name for report in REPORTS for name in report.model_fields} | set(get_args(EventType))
+    assert names - _table_names("metrics.md") == set()
 
 
 def test_every_manifest_field_is_documented():

@@ -9,14 +9,28 @@ from hypothesis import strategies as st
 
 from edgeslm import topics
 from edgeslm.errors import TopicError
-from edgeslm.topics import POOL, ROOT, DeviceChannel, DeviceTopic, IdChannel, PoolTopic, is_publishable, parse
+from edgeslm.topics import (
+    POOL,
+    RESERVED_NAMES,
+    ROOT,
+    CommandTopic,
+    DeviceChannel,
+    DeviceTopic,
+    EnrolChannel,
+    EnrolTopic,
+    IdChannel,
+    PoolTopic,
+    is_publishable,
+    parse,
+)
 
 DEVICE_CHANNELS = get_args(DeviceChannel)
 ID_CHANNELS = get_args(IdChannel)
-ORDER_CHANNELS = ("prompt", "prompt/text", "cancel")
+ORDER_CHANNELS = ("prompt", "prompt/text", "cancel", "desired", "certificate")
+Topic = DeviceTopic | CommandTopic | PoolTopic | EnrolTopic
 
 identifiers = st.text("abcdefghijklmnopqrstuvwxyz0123456789-", min_size=1, max_size=64)
-devices = identifiers.filter(lambda text: text != POOL)
+devices = identifiers.filter(lambda text: text not in RESERVED_NAMES)
 levels = st.text(
     st.characters(exclude_characters="/+#\0", exclude_categories=["Cs"]), min_size=1, max_size=128
 )
@@ -27,11 +41,16 @@ not_identifiers = st.one_of(
 
 device_topics = st.builds(DeviceTopic, identifiers, devices, st.sampled_from(DEVICE_CHANNELS))
 id_topics = st.builds(DeviceTopic, identifiers, devices, st.sampled_from(ID_CHANNELS), levels)
+command_topics = st.builds(CommandTopic, identifiers, devices, identifiers, levels)
 pool_topics = st.builds(PoolTopic, identifiers, identifiers)
-any_topic = st.one_of(device_topics, id_topics, pool_topics)
+enrol_topics = st.builds(EnrolTopic, identifiers, identifiers, st.sampled_from(get_args(EnrolChannel)))
+any_topic = st.one_of(device_topics, id_topics, command_topics, pool_topics, enrol_topics)
 near_topics = st.lists(
     st.one_of(
-        st.sampled_from(["edgeslm", "v1", POOL, "a", "", "+", *ID_CHANNELS, *ORDER_CHANNELS, "text"]),
+        st.sampled_from(
+            ["edgeslm", "v1", *RESERVED_NAMES, "a", "", "+", *ID_CHANNELS, *ORDER_CHANNELS, "text", "cmd"]
+        ),
+        st.sampled_from(get_args(EnrolChannel)),
         identifiers,
         levels,
     ),
@@ -39,9 +58,13 @@ near_topics = st.lists(
 ).map(lambda parts: "/".join([ROOT, *parts]))
 
 
-def build(topic: DeviceTopic | PoolTopic) -> str:
+def build(topic: Topic) -> str:
     if isinstance(topic, PoolTopic):
         return topics.pool_topic(topic.fleet, topic.model)
+    if isinstance(topic, CommandTopic):
+        return topics.command_topic(topic.fleet, topic.device, topic.op, topic.command_id)
+    if isinstance(topic, EnrolTopic):
+        return topics.enrol_topic(topic.fleet, topic.claim, topic.channel)
     if topic.channel == "result" or topic.channel == "stream" or topic.channel == "e":
         assert topic.request_id is not None
         return topics.id_topic(topic.fleet, topic.device, topic.channel, topic.request_id)
@@ -52,7 +75,9 @@ def build(topic: DeviceTopic | PoolTopic) -> str:
 @example(DeviceTopic("f", "d", "result", "text"))
 @example(PoolTopic(POOL, POOL))
 @example(PoolTopic("f", "prompt"))
-def test_what_is_built_parses_back(topic: DeviceTopic | PoolTopic) -> None:
+@example(CommandTopic("f", "d", "result", "text"))
+@example(EnrolTopic("f", POOL, "request"))
+def test_what_is_built_parses_back(topic: Topic) -> None:
     parsed = parse(build(topic))
     if topic == DeviceTopic(topic.fleet, getattr(topic, "device", ""), "result", "text"):
         # The one clash of the tree: `result/text` is the answer to a plain-text prompt.
@@ -78,9 +103,20 @@ def test_no_topic_is_built_of_what_is_no_identifier(bad: str, good: str) -> None
         lambda: topics.id_topic(good, bad, "result", "r"),
         lambda: topics.pool_topic(bad, good),
         lambda: topics.pool_topic(good, bad),
+        lambda: topics.command_topic(bad, "d", "bench", "1"),
+        lambda: topics.command_topic("f", "d", bad, "1"),
+        lambda: topics.enrol_topic(bad, good, "request"),
+        lambda: topics.enrol_topic(good, bad, "request"),
+        lambda: topics.device_user(bad, "d"),
+        lambda: topics.device_user("f", bad),
+        lambda: topics.claim_user("f", bad),
         lambda: topics.shared_subscription(bad, "x"),
         lambda: topics.fleet_filter(bad, "info"),
         lambda: topics.stream_filter(bad, "r"),
+        lambda: topics.enrol_filter(bad),
+        lambda: topics.device_access(bad),
+        lambda: topics.operator_access(bad),
+        lambda: topics.door_access(bad),
     ]
     for attempt in attempts:
         with pytest.raises(TopicError):
@@ -93,19 +129,72 @@ def test_a_request_id_is_one_level_without_wildcards(request_id: str) -> None:
         topics.id_topic("f", "d", "result", request_id)
     with pytest.raises(TopicError):
         topics.stream_filter("f", request_id)
-
-
-def test_no_device_is_called_as_the_pools_are() -> None:
     with pytest.raises(TopicError):
-        topics.device_topic("f", POOL, "prompt")
+        topics.command_topic("f", "d", "bench", request_id)
 
 
-@given(st.builds(DeviceTopic, identifiers, devices, st.sampled_from(ORDER_CHANNELS)) | pool_topics)
-def test_no_answer_may_go_where_a_device_takes_orders(topic: DeviceTopic | PoolTopic) -> None:
+@pytest.mark.parametrize("name", sorted(RESERVED_NAMES))
+def test_no_device_is_called_as_another_part_of_the_tree(name: str) -> None:
+    with pytest.raises(TopicError):
+        topics.device_topic("f", name, "prompt")
+    with pytest.raises(TopicError):
+        topics.device_user("f", name)
+
+
+@given(
+    st.builds(DeviceTopic, identifiers, devices, st.sampled_from(ORDER_CHANNELS))
+    | command_topics
+    | pool_topics
+    | enrol_topics
+)
+def test_no_answer_may_go_where_a_device_takes_orders(topic: Topic) -> None:
     assert not is_publishable(build(topic))
 
 
-@given(identifiers, devices, st.sampled_from(["availability", "info"]))
+def _falls_under(topic: str, filters: tuple[str, ...]) -> bool:
+    def fits(one: str) -> bool:
+        wanted, levels = one.split("/"), topic.split("/")
+        return len(wanted) == len(levels) and all(
+            want in ("+", level) for want, level in zip(wanted, levels, strict=True)
+        )
+
+    return any(fits(one) for one in filters)
+
+
+@given(st.one_of(device_topics, id_topics, command_topics))
+def test_a_device_may_either_read_or_write_each_topic_of_its_own(topic: DeviceTopic | CommandTopic) -> None:
+    access = topics.device_access(topic.fleet, topics.device_user(topic.fleet, topic.device))
+    text = build(topic)
+    assert _falls_under(text, access.reads) != _falls_under(text, access.writes)
+    is_order = isinstance(topic, CommandTopic) or topic.channel in ORDER_CHANNELS
+    assert _falls_under(text, access.reads) == is_order
+
+
+@given(st.one_of(device_topics, id_topics, command_topics, enrol_topics), identifiers, devices)
+def test_a_device_may_touch_no_topic_of_another(topic: Topic, fleet: str, device: str) -> None:
+    if (topic.fleet, getattr(topic, "device", None)) == (fleet, device):
+        return
+    access = topics.device_access(fleet, topics.device_user(fleet, device))
+    assert not _falls_under(build(topic), (*access.reads, *access.writes))
+
+
+@given(any_topic, identifiers, identifiers)
+def test_a_claim_opens_its_own_two_topics_only(topic: Topic, fleet: str, claim: str) -> None:
+    access = topics.claim_access(topics.claim_user(fleet, claim))
+    if _falls_under(build(topic), access.reads):
+        assert topic == EnrolTopic(fleet, claim, "reply")
+    if _falls_under(build(topic), access.writes):
+        assert topic == EnrolTopic(fleet, claim, "request")
+
+
+def test_what_is_retained_of_a_device_is_its_own() -> None:
+    for topic in topics.retained_topics("f", "d"):
+        parsed = parse(topic)
+        assert isinstance(parsed, DeviceTopic)
+        assert (parsed.fleet, parsed.device) == ("f", "d")
+
+
+@given(identifiers, devices, st.sampled_from(["availability", "info", "reported", "identity"]))
 def test_no_answer_may_speak_for_a_device(fleet: str, device: str, channel: str) -> None:
     assert not is_publishable(f"{ROOT}/{fleet}/{device}/{channel}")
 

@@ -1,0 +1,357 @@
+"""What the power commands share: settings, ledger, meters that are looked at, and how figures are written."""
+
+from __future__ import annotations
+
+import signal
+import tempfile
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from functools import wraps
+from pathlib import Path
+from types import FrameType
+from typing import Any, Final
+
+import click
+
+from edgeslm.cli import wiring
+from edgeslm.cli.output import json_option, reporting_errors
+from edgeslm.errors import UsageError
+from edgeslm.link.mqtt import MqttLink
+from edgeslm.link.port import Message
+from edgeslm.power.attribution import Interval
+from edgeslm.power.bank import MeterEvent
+from edgeslm.power.boards import choose_board
+from edgeslm.power.governor import Governor
+from edgeslm.power.ledger_reader import LedgerReader
+from edgeslm.power.meters.discovery import Discovery
+from edgeslm.power.meters.plug import PlugMeter
+from edgeslm.power.monitor import LEDGER_NAME, PowerMonitor
+from edgeslm.power.port import Vitals
+from edgeslm.schema.board import Board
+from edgeslm.schema.config import AgentConfig, BrokerConfig
+from edgeslm.schema.message import MeterClass
+
+DAY_S: Final = 86_400.0
+
+_LEAST_IDLE_S: Final = 60.0
+_ANY_DEVICE: Final = "local"
+"""The settings name a device, which no power command needs."""
+
+
+# --- settings -----------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What a command works with.
+
+    Attributes:
+        directory: where relative paths of model packages start.
+    """
+
+    config: AgentConfig
+    board: Board
+    directory: Path
+
+    @property
+    def ledger_file(self) -> Path:
+        """The agent's ledger."""
+        return self.config.state_dir / LEDGER_NAME
+
+
+def load_settings(path: Path | None, board: str | None, state_dir: Path | None) -> Settings:
+    """The settings of the file `path`, if there is one, with the flags on top.
+
+    Raises:
+        ConfigError: the file cannot be used, or there is no such board.
+    """
+    flags: dict[str, Any] = {"device": _ANY_DEVICE, "board": board, "state_dir": state_dir}
+    config = (
+        wiring.parse_agent_config({}, flags, None) if path is None else wiring.read_agent_config(path, flags)
+    )
+    return Settings(config, choose_board(config.board), (path or Path()).resolve().parent)
+
+
+def power_command(command: Callable[..., None]) -> Callable[..., None]:
+    """Give `command` the options that all power commands have: it gets `settings` and `as_json`, errors are told."""
+
+    @reporting_errors
+    @wraps(command)
+    def wrapped(*, path: Path | None, board: str | None, state_dir: Path | None, **rest: Any) -> None:
+        command(settings=load_settings(path, board, state_dir), **rest)
+
+    options = [
+        click.option(
+            "--config",
+            "path",
+            envvar="EDGESLM_CONFIG",
+            show_envvar=True,
+            type=click.Path(path_type=Path, dir_okay=False),
+            help="agent.yaml.",
+        ),
+        click.option(
+            "--board",
+            envvar="EDGESLM_BOARD",
+            show_envvar=True,
+            help="Board to assume instead of the recognised one.",
+        ),
+        click.option(
+            "--state-dir",
+            envvar="EDGESLM_STATE_DIR",
+            show_envvar=True,
+            type=click.Path(path_type=Path),
+            help="Where the agent keeps its ledger and calibration.",
+        ),
+        json_option,
+    ]
+    decorated: Callable[..., None] = wrapped
+    for option in options:
+        decorated = option(decorated)
+    return decorated
+
+
+@contextmanager
+def naming_the_extra(extra: str, *modules: str) -> Iterator[None]:
+    """Say what to install where a library of `extra` is missing.
+
+    Raises:
+        UsageError: one of `modules` is.
+    """
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] not in modules:
+            raise
+        raise UsageError(f"{error.name} is not installed", hint=f"pip install 'edgeslm[{extra}]'") from error
+
+
+@contextmanager
+def stopped_by_signals() -> Iterator[threading.Event]:
+    """An event that Ctrl-C and SIGTERM set."""
+    stop = threading.Event()
+
+    def on_signal(number: int, frame: FrameType | None) -> None:
+        del number, frame
+        stop.set()
+
+    before = {number: signal.signal(number, on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield stop
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+# --- the ledger ---------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def open_ledger(settings: Settings) -> Iterator[LedgerReader]:
+    """The agent's ledger, for reading.
+
+    Raises:
+        LedgerError: there is none, or it cannot be read.
+    """
+    reader = LedgerReader.open(settings.ledger_file)
+    try:
+        yield reader
+    finally:
+        reader.close()
+
+
+@contextmanager
+def ledger_if_any(settings: Settings) -> Iterator[LedgerReader | None]:
+    """The agent's ledger, or ``None`` where no agent ever kept one.
+
+    Raises:
+        LedgerError: it is there but cannot be read.
+    """
+    if not settings.ledger_file.exists():
+        yield None
+        return
+    with open_ledger(settings) as reader:
+        yield reader
+
+
+def learned_idle_w(reader: LedgerReader | None, wall_s: float) -> float | None:
+    """Watts of the idle board over the last day by the ledger; ``None`` where it has hardly seen it idle.
+
+    Raises:
+        LedgerError: the ledger cannot be read.
+    """
+    if reader is None:
+        return None
+    for row in reader.energy(wall_s - DAY_S, wall_s + 60, ["cause"]):
+        if row.cause == "idle" and row.seconds >= _LEAST_IDLE_S:
+            return row.energy_j / row.seconds
+    return None
+
+
+def governor_of(
+    settings: Settings, idle_w: float, reader: LedgerReader | None, now_s: float, wall_s: float
+) -> Governor:
+    """A governor that knows what the ledger tells of the past, as the agent's does when it starts.
+
+    Args:
+        now_s: monotonic.
+        wall_s: Unix time at `now_s`.
+
+    Raises:
+        LedgerError: the ledger cannot be read.
+    """
+    budget = settings.config.budget
+    governor = Governor(budget, idle_w, now_s=now_s)
+    longest_s = max((window.over_s for window in budget.windows), default=0.0)
+    if reader is not None and longest_s > 0:
+        offset_s = wall_s - now_s
+        governor.restore(
+            (
+                bucket.start_s - offset_s,
+                min(bucket.start_s + bucket.width_s - offset_s, now_s),
+                bucket.energy_j,
+            )
+            for bucket in reader.buckets(wall_s - longest_s, wall_s)
+            if bucket.start_s < wall_s
+        )
+    return governor
+
+
+# --- meters -------------------------------------------------------------------------------------------------
+
+
+class _PlugFeed:
+    """``LinkEvents`` that hand a plug its messages."""
+
+    def __init__(self, plug: PlugMeter) -> None:
+        self._plug = plug
+
+    def on_message(self, message: Message) -> None:
+        self._plug.on_message(message.topic, message.payload, time.monotonic(), retained=message.retain)
+        message.acknowledge()
+
+    def on_connected(self, *, session_present: bool) -> None:
+        """Nothing to do: the link subscribes."""
+
+    def on_disconnected(self, reason: str) -> None:
+        """Nothing to do: the meter says that it is stale."""
+
+    def on_published(self, token: int) -> None:
+        """Nothing is published."""
+
+
+@contextmanager
+def _fed(plug: PlugMeter, broker: BrokerConfig) -> Iterator[None]:
+    link = MqttLink(
+        broker.model_copy(update={"session_expiry_s": 0}), f"edgeslm-power-{uuid.uuid4().hex[:12]}"
+    )
+    link.start(_PlugFeed(plug), [(topic, 0) for topic in plug.filters()])
+    try:
+        yield
+    finally:
+        link.stop()
+
+
+@contextmanager
+def open_meters(settings: Settings) -> Iterator[Discovery]:
+    """The meters of this board; a plug gets its messages from the broker that the settings name.
+
+    Raises:
+        ConfigError: calibration, password or TLS files cannot be used.
+    """
+    discovery = wiring.discover_meters(settings.config, settings.board)
+    with ExitStack() as stack:
+        for meter in (*discovery.meters, discovery.model):
+            stack.callback(meter.close)
+        if discovery.plug is not None:
+            stack.enter_context(_fed(discovery.plug, settings.config.broker))
+        yield discovery
+
+
+@contextmanager
+def monitored(
+    settings: Settings,
+    *,
+    on_interval: Callable[[Interval], None],
+    on_vitals: Callable[[Vitals], None] | None = None,
+    on_meter: Callable[[MeterEvent], None] | None = None,
+) -> Iterator[PowerMonitor]:
+    """Watch the board's power as the agent does, with a ledger that is thrown away: the agent's is its own."""
+    with open_meters(settings) as discovery, tempfile.TemporaryDirectory(prefix="edgeslm-power-") as folder:
+        monitor = PowerMonitor(settings.board, settings.config.power, discovery, Path(folder) / LEDGER_NAME)
+        monitor.listen(on_interval=on_interval, on_vitals=on_vitals, on_meter=on_meter)
+        monitor.start()
+        try:
+            yield monitor
+        finally:
+            monitor.stop()
+
+
+# --- words and figures --------------------------------------------------------------------------------------
+
+
+def power_text(power_w: float) -> str:
+    """Watts for people."""
+    return f"{power_w * 1e3:.0f} mW" if abs(power_w) < 0.1 else f"{power_w:.2f} W"
+
+
+def energy_text(energy_j: float) -> str:
+    """Joules for people, in the unit that fits."""
+    size_j = abs(energy_j)
+    if size_j == 0:
+        return "0 J"
+    if size_j < 1:
+        return f"{energy_j * 1e3:.3g} mJ"
+    if size_j < 3600:
+        return f"{energy_j:.2f} J" if size_j < 100 else f"{energy_j:.0f} J"
+    return f"{energy_j / 3600:.2f} Wh" if size_j < 3.6e6 else f"{energy_j / 3.6e6:.2f} kWh"
+
+
+def time_text(seconds: float) -> str:
+    """Seconds for people, in the unit that fits."""
+    for unit_s, name in ((DAY_S, "d"), (3600.0, "h"), (60.0, "min")):
+        if abs(seconds) >= unit_s:
+            return f"{seconds / unit_s:.3g} {name}"
+    return f"{seconds:.3g} s"
+
+
+def error_text(error_share: float, error_w: float) -> str:
+    """The error of a meter for people (one sigma)."""
+    parts = [f"{error_share:.1%}"] * (error_share > 0) + [power_text(error_w)] * (error_w > 0)
+    return "±" + (" and ".join(parts) or "0")
+
+
+def class_text(meter: MeterClass | None) -> str:
+    """How a figure is known."""
+    return meter or "-"
+
+
+def printable(text: str) -> str:
+    """`text` without what could steer a terminal."""
+    return "".join(char if char.isprintable() else "?" for char in text)
+
+
+def table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    """Lines of a table; a column whose name begins with ``>`` stands to the right."""
+    names = [column.removeprefix(">") for column in columns]
+    cells = [names, *([printable(cell) for cell in row] for row in rows)]
+    widths = [max(len(row[at]) for row in cells) for at in range(len(columns))]
+    lines = []
+    for row in cells:
+        padded = [
+            cell.rjust(width) if column.startswith(">") else cell.ljust(width)
+            for cell, width, column in zip(row, widths, columns, strict=True)
+        ]
+        lines.append("  ".join(padded).rstrip())
+    return lines
+
+
+def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """A table on stdout, its head bold on a terminal."""
+    head, *body = table(columns, rows)
+    click.echo(click.style(head, bold=True))
+    for line in body:
+        click.echo(line)

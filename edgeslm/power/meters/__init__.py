@@ -1,0 +1,1 @@
+"""Instruments of all kinds that tell what a board draws, each a ``Meter`` of ``power.port``."""
