@@ -7,6 +7,7 @@ The tree (``<root>`` is ``edgeslm/v1``)::
     <root>/<fleet>/<device>/m/power | m/inference | m/system | e/<type>
     <root>/<fleet>/<device>/desired | reported | identity | certificate
     <root>/<fleet>/<device>/cmd/<op>/<id>
+    <root>/<fleet>/<device>/fetch/<sha256> | blocks/<sha256>
     <root>/<fleet>/pool/<model>/prompt
     <root>/<fleet>/enrol/<claim>/request | reply
 
@@ -46,7 +47,7 @@ DeviceChannel = Literal[
     "identity",
     "certificate",
 ]
-IdChannel = Literal["result", "stream", "e"]
+IdChannel = Literal["result", "stream", "e", "fetch", "blocks"]
 _DEVICE_CHANNELS: tuple[DeviceChannel, ...] = (
     "availability",
     "info",
@@ -62,7 +63,7 @@ _DEVICE_CHANNELS: tuple[DeviceChannel, ...] = (
     "identity",
     "certificate",
 )
-_ID_CHANNELS: tuple[IdChannel, ...] = ("result", "stream", "e")
+_ID_CHANNELS: tuple[IdChannel, ...] = ("result", "stream", "e", "fetch", "blocks")
 _READ_BY_DEVICE: frozenset[DeviceChannel] = frozenset(
     {"prompt", "prompt/text", "cancel", "desired", "certificate"}
 )
@@ -77,7 +78,8 @@ class DeviceTopic:
     """A topic of one device.
 
     Attributes:
-        request_id: the last level of ``result``, ``stream`` and ``e``: a request's id, or an event's type.
+        request_id: the last level of ``result`` and ``stream`` (a request's id), of ``e`` (an event's type), and of
+            ``fetch`` and ``blocks`` (a file's sha256).
     """
 
     fleet: str
@@ -206,6 +208,11 @@ def stream_filter(fleet: str, request_id: str) -> str:
     return f"{ROOT}/{_identifier('fleet', fleet)}/+/stream/{_request_level(request_id)}"
 
 
+def fetch_filter(fleet: str) -> str:
+    """The filter that matches what devices of a fleet ask blocks of files with."""
+    return f"{ROOT}/{_identifier('fleet', fleet)}/+/fetch/+"
+
+
 def enrol_filter(fleet: str) -> str:
     """The filter that matches the requests of every claim of a fleet."""
     return f"{ROOT}/{_identifier('fleet', fleet)}/{ENROL}/+/request"
@@ -233,8 +240,8 @@ def device_access(fleet: str, user: str = "%u") -> Access:
     writes = [f"{own}/{channel}" for channel in _DEVICE_CHANNELS if channel not in _READ_BY_DEVICE]
     pools = f"{ROOT}/{_identifier('fleet', fleet)}/{POOL}/+/prompt"
     return Access(
-        reads=(*reads, f"{own}/cmd/+/+", pools),
-        writes=(*writes, *(f"{own}/{channel}/+" for channel in _ID_CHANNELS)),
+        reads=(*reads, f"{own}/cmd/+/+", f"{own}/blocks/+", pools),
+        writes=(*writes, *(f"{own}/{channel}/+" for channel in _ID_CHANNELS if channel != "blocks")),
     )
 
 
@@ -256,6 +263,11 @@ def operator_access(fleet: str) -> Access:
     """What an operator may read and write: everything of the fleet."""
     whole = f"{ROOT}/{_identifier('fleet', fleet)}/#"
     return Access((whole,), (whole,))
+
+
+def pool_filter(fleet: str) -> str:
+    """The filter that matches everything of a fleet's pools."""
+    return f"{ROOT}/{_identifier('fleet', fleet)}/{POOL}/#"
 
 
 def retained_topics(fleet: str, device: str) -> tuple[str, ...]:

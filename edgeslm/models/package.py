@@ -38,17 +38,15 @@ from edgeslm.errors import (
 )
 from edgeslm.models.archive import (
     Entry,
-    check_crc32,
-    check_header,
     directory,
     fault,
     local_header,
     open_regular,
     read_chunks,
-    read_entries,
     read_exactly,
     too_large,
 )
+from edgeslm.models.archive_reader import check_crc32, check_header, read_entries
 from edgeslm.schema.package import (
     FORMAT_VERSION,
     MANIFEST_NAME,

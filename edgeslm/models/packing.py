@@ -34,7 +34,6 @@ from edgeslm.errors import (
 from edgeslm.models.archive import (
     CHUNK_BYTES,
     FILE_NAME,
-    MAX_ARCHIVE_BYTES,
     Entry,
     archive_size_bytes,
     directory,
@@ -44,7 +43,7 @@ from edgeslm.models.archive import (
     open_regular,
 )
 from edgeslm.models.package import check_package, sync_directory, writing
-from edgeslm.schema.package import MANIFEST_NAME, MAX_MANIFEST_BYTES, MAX_MEMBERS, Manifest
+from edgeslm.schema.package import MANIFEST_NAME, MAX_MANIFEST_BYTES, MAX_MEMBERS, MAX_PACKAGE_BYTES, Manifest
 
 DRAFT_NAMES = (MANIFEST_NAME, "manifest.yaml")
 
@@ -74,10 +73,10 @@ def pack(draft: Mapping[str, object], members: Mapping[str, Path], out: Path) ->
     manifest = _manifest_bytes({**draft, "files": files}, out)
     sizes = {name: (size, crc32) for name, (size, crc32, _) in measured.items()}
     entries = layout({MANIFEST_NAME: (len(manifest), zlib.crc32(manifest)), **sizes})
-    if archive_size_bytes(entries) > MAX_ARCHIVE_BYTES:
+    if archive_size_bytes(entries) > MAX_PACKAGE_BYTES:
         raise fault(
             PackageSizeError, out, "would be larger than a package can be",
-            expected=f"at most {MAX_ARCHIVE_BYTES} bytes", actual=f"{archive_size_bytes(entries)} bytes",
+            expected=f"at most {MAX_PACKAGE_BYTES} bytes", actual=f"{archive_size_bytes(entries)} bytes",
         )  # fmt: skip
     with _replacing(out) as temporary:
         with writing(out), temporary.open("wb") as stream:
@@ -125,6 +124,19 @@ def measure(source: Path) -> tuple[int, int, str]:
         crc32 = zlib.crc32(chunk, crc32)
         digest.update(chunk)
     return size_bytes, crc32, digest.hexdigest()
+
+
+def checksum(source: Path) -> tuple[int, int]:
+    """Size in bytes and CRC-32 of the file at `source`; several times faster than :func:`measure`.
+
+    Raises:
+        PackageError: it cannot be read or is no regular file.
+    """
+    size_bytes, crc32 = 0, 0
+    for chunk in _chunks(source):
+        size_bytes += len(chunk)
+        crc32 = zlib.crc32(chunk, crc32)
+    return size_bytes, crc32
 
 
 def serialized(entries: Sequence[Entry], sources: Mapping[str, Path | bytes]) -> Iterator[bytes]:

@@ -17,8 +17,8 @@ FORMAT_VERSION = 1
 MANIFEST_NAME = "manifest.json"
 MAX_MANIFEST_BYTES = 1_048_576
 MAX_MEMBERS = 64
-MAX_PACKAGE_BYTES = 2**32 - 2
-"""What a ZIP without 64-bit extensions holds."""
+MAX_PACKAGE_BYTES = 2**36
+"""64 GiB, several times the memory of the largest edge board."""
 
 RuntimeKind = Literal["litert", "tflite-runtime"]
 

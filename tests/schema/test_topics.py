@@ -65,7 +65,7 @@ def build(topic: Topic) -> str:
         return topics.command_topic(topic.fleet, topic.device, topic.op, topic.command_id)
     if isinstance(topic, EnrolTopic):
         return topics.enrol_topic(topic.fleet, topic.claim, topic.channel)
-    if topic.channel == "result" or topic.channel == "stream" or topic.channel == "e":
+    if topic.channel in get_args(IdChannel):
         assert topic.request_id is not None
         return topics.id_topic(topic.fleet, topic.device, topic.channel, topic.request_id)
     return topics.device_topic(topic.fleet, topic.device, topic.channel)
@@ -117,6 +117,7 @@ def test_no_topic_is_built_of_what_is_no_identifier(bad: str, good: str) -> None
         lambda: topics.device_access(bad),
         lambda: topics.operator_access(bad),
         lambda: topics.door_access(bad),
+        lambda: topics.pool_filter(bad),
     ]
     for attempt in attempts:
         with pytest.raises(TopicError):
@@ -166,7 +167,7 @@ def test_a_device_may_either_read_or_write_each_topic_of_its_own(topic: DeviceTo
     access = topics.device_access(topic.fleet, topics.device_user(topic.fleet, topic.device))
     text = build(topic)
     assert _falls_under(text, access.reads) != _falls_under(text, access.writes)
-    is_order = isinstance(topic, CommandTopic) or topic.channel in ORDER_CHANNELS
+    is_order = isinstance(topic, CommandTopic) or topic.channel in (*ORDER_CHANNELS, "blocks")
     assert _falls_under(text, access.reads) == is_order
 
 
