@@ -29,8 +29,6 @@ if TYPE_CHECKING:
 
 SECONDS = 60.0
 MODEL = "home-command"
-_PAIRS = 40
-_TURN_S = 0.5
 _PROMPTS_PER_S = 2.0
 
 
@@ -61,44 +59,38 @@ def sampler_cost(seconds: float = SECONDS) -> SamplerCost:
     return SamplerCost(**json.loads(done.stdout))
 
 
-def tokens_lost(pairs: int = _PAIRS) -> float:
-    """Share of its tokens that a busy model loses to the sampler: median over pairs of turns, with and without.
+def tokens_lost(seconds: float = SECONDS) -> float:
+    """Share of its tokens that a busy model loses to the sampler.
 
-    Tokens are counted by the processor time of the process, all its threads: on one core that is time, and it does
-    not depend on what else the machine does.
+    One prompt is answered again and again while the sampler runs. Answers in which a sample fell take longer than
+    their neighbours in which none did, counted in processor time of the whole process; ten times a second that
+    difference is the share. What else the machine does slows both kinds alike.
     """
     from edgeslm.cli.wiring import open_model  # noqa: PLC0415
+    from edgeslm.power.account import PERIOD_S  # noqa: PLC0415
     from edgeslm.schema.message import Options  # noqa: PLC0415
 
     model = open_model(MODEL, threads=1)
-    prompts = golden_prompts()
+    prompt = golden_prompts()[0]
+    samples = 0
 
-    def tokens_per_s() -> float:
-        tokens = 0
-        started_s = time.process_time()
-        while time.process_time() - started_s < _TURN_S:
-            for prompt in prompts[:8]:
-                tokens += len(model.answer(prompt, Options()).generation.token_ids)
-        return tokens / (time.process_time() - started_s)
+    def count() -> None:
+        nonlocal samples
+        samples += 1
 
+    taken_s: dict[bool, list[float]] = {False: [], True: []}
     switch_s = sys.getswitchinterval()
     sys.setswitchinterval(1e-4)  # as the agent does
     try:
-        with tempfile.TemporaryDirectory() as folder, _sensor(Path(folder)):
-            tokens_per_s()
-            losses = []
-            for number in range(pairs):
-                plain, sampled = 0.0, 0.0
-                for turn in (0, 1) if number % 2 else (1, 0):
-                    if turn:
-                        with _sampling(Path(folder)):
-                            sampled = tokens_per_s()
-                    else:
-                        plain = tokens_per_s()
-                losses.append(1 - sampled / plain)
-            return statistics.median(losses)
+        with tempfile.TemporaryDirectory() as folder, _sensor(Path(folder)), _sampling(Path(folder), count):
+            end_s = time.monotonic() + seconds
+            while time.monotonic() < end_s:
+                before, started_s = samples, time.process_time()
+                model.answer(prompt, Options())
+                taken_s[samples > before].append(time.process_time() - started_s)
     finally:
         sys.setswitchinterval(switch_s)
+    return (statistics.median(taken_s[True]) - statistics.median(taken_s[False])) / PERIOD_S
 
 
 @contextmanager

@@ -8,7 +8,7 @@ stands there and once with the caution that somebody needs who does not measure.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from edgeslm.power.boards import load_boards
 from edgeslm.schema.budget import Budget
@@ -32,44 +32,38 @@ def trials() -> tuple[tuple[Trial, int], ...]:
     """What is tried, and with how many seeds."""
     boards = load_boards()
     pi3, pi4 = boards["pi-3b"].power, boards["pi-4b"].power
-    return (
-        # A day's energy decides; heat and hour let bursts through.
-        (Trial("pi-4b day", pi4, 3, _budget(heat="4.5 W 1m", hour="3.6 W 1h", day="84 Wh 1d")), 6),
-        # A weak supply besides: three threads would draw too much.
-        (
-            Trial(
-                "pi-3b supply",
-                pi3,
-                3,
-                _budget(supply="3.0 W 1s", heat="2.4 W 1m", hour="2.2 W 1h", day="48 Wh 1d"),
-                days=1,
-            ),
-            4,
-        ),
-        # A battery's day that can be burnt in a few hours, and then lasts till the next; a slow meter.
-        (
-            Trial(
-                "pi-3b battery",
-                pi3,
-                3,
-                _budget(heat="3 W 1m", hour="2.8 W 1h", day="45 Wh 1d"),
-                meter=SimMeter(period_s=1.0, noise_share=0.01, error_share=0.005),
-            ),
-            7,
-        ),
-        # A supply so weak that even one thread has to pause between tokens.
-        (
-            Trial(
-                "pi-4b pauses",
-                pi4,
-                3,
-                _budget(supply="3.5 W 1s", hour="3.2 W 1h", day="80 Wh 1d"),
-                load=Load(token_s=0.2, seconds=(1.0, 4.0), alarm_seconds=(0.3, 1.0)),
-                days=1,
-            ),
-            4,
-        ),
+    alarming = Load(
+        alarm_seconds=(1.0, 3.0), alarms_per_h=20.0, alarm_bursts_per_day=12.0, alarm_burst=(3, 8)
     )
+    # A day's energy decides; heat and hour let bursts through.
+    day = Trial("pi-4b day", pi4, 3, _budget(heat="4.5 W 1m", hour="3.6 W 1h", day="84 Wh 1d"), load=alarming)
+    # A weak supply besides: three threads would draw too much.
+    supply = Trial(
+        "pi-3b supply",
+        pi3,
+        3,
+        _budget(supply="3.0 W 1s", heat="2.4 W 1m", hour="2.2 W 1h", day="48 Wh 1d"),
+        days=1,
+    )
+    # A battery's day that can be burnt in a few hours, and then has to last till the next; a slower meter.
+    battery = Trial(
+        "pi-3b battery",
+        pi3,
+        3,
+        _budget(heat="3 W 1m", hour="2.8 W 1h", day="45 Wh 1d"),
+        meter=SimMeter(period_s=1.0, noise_share=0.01, error_share=0.005),
+        load=alarming,
+    )
+    # A supply so weak that even one thread has to pause between tokens.
+    pauses = Trial(
+        "pi-4b pauses",
+        pi4,
+        3,
+        _budget(supply="3.5 W 1s", hour="3.2 W 1h", day="80 Wh 1d"),
+        load=Load(token_s=0.2, seconds=(1.0, 4.0), alarm_seconds=(0.3, 1.0)),
+        days=1,
+    )
+    return (day, 8), (supply, 3), (battery, 8), (pauses, 2)
 
 
 @dataclass(frozen=True)
@@ -129,6 +123,19 @@ def measure_enforcement(say: Callable[[str], None] = lambda text: None) -> dict[
     }
 
 
+def measure_reserve(seeds: int = 2) -> dict[str, float]:
+    """What a reserve of a fixed share would do in place of the learned one, where the battery has to last."""
+    trial = next(trial for trial, _ in trials() if trial.name == "pi-3b battery")
+    found: dict[str, float] = {}
+    for name, share in (("learned", None), ("none", 0.0), ("fifth", 0.2)):
+        budget = trial.budget.model_copy(update={"reserve_share": share})
+        outcomes = [simulate(replace(trial, budget=budget), seed) for seed in range(seeds)]
+        found[f"reserve_{name}_budget_used"] = min(outcome.kept.used for outcome in outcomes)
+        late, alarms = sum(one.late for one in outcomes), sum(one.alarms for one in outcomes)
+        found[f"reserve_{name}_on_time"] = 1 - late / alarms
+    return found
+
+
 def _figures(outcomes: Sequence[Outcome], prefix: str) -> dict[str, float]:
     alarms = sum(outcome.alarms for outcome in outcomes)
     in_need = sum(outcome.alarms_in_need for outcome in outcomes)
@@ -145,5 +152,5 @@ def _figures(outcomes: Sequence[Outcome], prefix: str) -> dict[str, float]:
 
 
 if __name__ == "__main__":
-    for name, figure in measure_enforcement(print).items():
+    for name, figure in {**measure_enforcement(print), **measure_reserve()}.items():
         print(f"{name:40} {figure:.4f}")

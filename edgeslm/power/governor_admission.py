@@ -108,7 +108,7 @@ def decide(budget: Budget, situation: Situation, work: Work) -> Decision:
     if late is None:
         return Defer(situation.now_s + min(delay_s, _LOOK_AGAIN_S), blocks=True, reasons=(tight,))
     if work.ahead_j == 0:
-        part_delay_s = _wait_for_part(work, spaces, settings[at])
+        part_delay_s = _wait_for_part(budget, work, spaces, settings[at])
         if part_delay_s > 0 and _too_late(budget, situation, work, part_delay_s, seconds) is None:
             until_s = situation.now_s + min(part_delay_s, _LOOK_AGAIN_S)
             return Defer(until_s, blocks=True, reasons=(tight,))
@@ -118,7 +118,10 @@ def decide(budget: Budget, situation: Situation, work: Work) -> Decision:
                 return _run(situation, work, spaces, setting, tokens, (*why_gentle, tight, *capped))
     elif work.priority == "high":  # when it is next in line, shorter or gentler may do
         return Defer(situation.now_s, blocks=True, reasons=(tight,))
-    return Refuse(_retry_after(delay_s), (tight, late) if math.isfinite(delay_s) else (tight,))
+    if math.isfinite(delay_s):
+        return Refuse(_retry_after(delay_s), (tight, late))
+    part_delay_s = _wait_for_part(budget, work, spaces, settings[at])
+    return Refuse(_retry_after(part_delay_s) if part_delay_s > 0 else None, (tight,))
 
 
 def _spaces(budget: Budget, situation: Situation, work: Work) -> list[_Space]:
@@ -188,13 +191,15 @@ def _wait_behind(space: _Space, need_j: float, ahead_j: float) -> float:
     return space.wait_s(min(total_j, most_j)) + max(0.0, total_j / most_j - 1.0) * space.room.over_s
 
 
-def _wait_for_part(work: Work, spaces: list[_Space], setting: Setting) -> float:
+def _wait_for_part(budget: Budget, work: Work, spaces: list[_Space], setting: Setting) -> float:
     """Seconds until as much of the work fits as is worth waiting for."""
-    waits_s = (
-        space.wait_s(min(_need_j(work, space, setting), _WORTH_WAITING * max(0.0, space.most_j)))
-        for space in spaces
-    )
-    return max(waits_s, default=0.0)
+    estimate = work.estimate
+    least_j = setting.cost(work.settings[0]) * (estimate.prefill_j + budget.min_tokens * estimate.token_j)
+    longest_s = 0.0
+    for space in spaces:
+        part_j = max(least_j, _WORTH_WAITING * space.most_j)
+        longest_s = max(longest_s, space.wait_s(min(_need_j(work, space, setting), part_j)))
+    return longest_s
 
 
 def _tokens(work: Work, spaces: list[_Space], setting: Setting) -> tuple[int, tuple[Reason, ...]]:

@@ -77,7 +77,7 @@ class PowerMonitor:
 
     @property
     def busy_s(self) -> float:
-        """Core seconds that the whole board was busy since the start."""
+        """Core seconds that the whole board was busy since the start; to be asked by listeners only."""
         return self._cpu.read().busy_s
 
     def listen(

@@ -147,10 +147,10 @@ class Cause:
 
 @dataclass(frozen=True)
 class EnergyReading:
-    """Energy of the whole board over a span.
+    """Energy that a span is charged with: the idle board while it ran, and what its own work took on top.
 
     Attributes:
-        energy_j: joules drawn.
+        energy_j: joules charged.
         net_j: joules above what the idle board would have drawn.
         power_w: mean draw in watts.
         meter: how this is known; the weakest class that any part of it rests on.

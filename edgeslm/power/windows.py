@@ -79,11 +79,11 @@ class Room:
         left_j = 0.0
         for leaves_at_s, next_left_j in zip(self.leaves_at_s, self.left_j, strict=True):
             # Until this leaves, only what is free by then may have been drawn.
-            lag_s = max(lag_s, leaves_at_s - self.now_s - (free_j + left_j) / power_w)
+            lag_s = max(lag_s, leaves_at_s - self.now_s - max(0.0, free_j + left_j) / power_w)
             left_j = next_left_j
             if free_j + left_j >= need_j:
                 return lag_s
-        return max(lag_s, self.last_leaves_s - (free_j + left_j) / power_w)
+        return max(lag_s, self.last_leaves_s - max(0.0, free_j + left_j) / power_w)
 
 
 class SlidingWindow:

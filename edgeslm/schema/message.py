@@ -113,7 +113,7 @@ class Receipt(WireModel):
         paused_ms: of that, pauses between tokens that the budget asked for; no part of the rates.
         prefill_tps: prompt tokens a second, or ``None`` where nothing was computed.
         decode_tps: generated tokens a second, or ``None`` for fewer than two.
-        energy_j: energy of the whole board while the prompt ran.
+        energy_j: energy that the prompt is charged with: the idle board while it ran, and its own work.
         energy_net_j: the same with the idle draw subtracted.
         power_w: mean draw of the board while the prompt ran.
         meter: how the energy is known.
