@@ -250,7 +250,9 @@ class DeliveryDiskError(DeliveryError):
         path: the file or directory to blame.
     """
 
-    def __init__(self, message: str, *, path: str, sha256: str | None = None, hint: str | None = None) -> None:
+    def __init__(
+        self, message: str, *, path: str, sha256: str | None = None, hint: str | None = None
+    ) -> None:
         super().__init__(message, sha256=sha256, hint=hint)
         self.path = path
 
@@ -286,7 +288,9 @@ class DeltaError(DeliveryError):
 
     exit_code = 4
 
-    def __init__(self, message: str, *, path: str, sha256: str | None = None, hint: str | None = None) -> None:
+    def __init__(
+        self, message: str, *, path: str, sha256: str | None = None, hint: str | None = None
+    ) -> None:
         super().__init__(message, sha256=sha256, hint=hint)
         self.path = path
 
@@ -463,6 +467,27 @@ class BudgetConfigError(ConfigError):
 
 class LedgerError(EdgeslmError):
     """The energy ledger cannot be read or written."""
+
+
+class CalibrationError(EdgeslmError):
+    """The recorded pairs are not enough to fit anything.
+
+    Attributes:
+        reason: what they lack.
+        found: how much of it there was, in `unit`.
+        needed: how much of it there must be.
+        unit: of both.
+    """
+
+    def __init__(self, reason: str, *, found: float, needed: float, unit: str) -> None:
+        super().__init__(
+            f"no calibration: {reason} ({found:.2f} {unit}, {needed:g} are needed)",
+            hint="Nothing was changed. Let the board otherwise rest, and see that both meters see its whole draw",
+        )
+        self.reason = reason
+        self.found = found
+        self.needed = needed
+        self.unit = unit
 
 
 # --- trust in releases -------------------------------------------------------------------------------------

@@ -13,6 +13,8 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from edgeslm.power.attribution import EnergySum, Interval
+from edgeslm.power.steward import Plan
+from edgeslm.schema.message import Result
 from edgeslm.schema.metrics import EnergyShare, ModelMetrics, PowerPoint
 
 POINT_S = 10.0
@@ -83,6 +85,27 @@ class EnergyReport:
     energy_j: float
     points: tuple[PowerPoint, ...]
     causes: tuple[EnergyShare, ...]
+
+
+def outcome_of(result: Result, model: str, plan: Plan | None) -> Outcome:
+    """What `result` says for the metrics."""
+    deferred = plan is not None and plan.deferred
+    receipt = result.receipt
+    if receipt is None:
+        refused = result.error is not None and result.error.code == "budget"
+        return Outcome(model, "refused" if refused else "failed", deferred=deferred)
+    return Outcome(
+        model,
+        "answered",
+        deferred=deferred,
+        shortened=plan is not None and plan.shortened,
+        prompt_tokens=receipt.prompt_tokens,
+        completion_tokens=receipt.completion_tokens,
+        decode_tps=receipt.decode_tps,
+        ttft_ms=receipt.ttft_ms,
+        energy_j=receipt.energy_j,
+        net_j=receipt.energy_net_j,
+    )
 
 
 class Gatherer:

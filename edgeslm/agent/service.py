@@ -20,9 +20,10 @@ from datetime import UTC, datetime
 import edgeslm
 from edgeslm import codec, topics
 from edgeslm.agent import intake
+from edgeslm.agent.exposition import Exposition
 from edgeslm.agent.job import Job, ReplyAddress
 from edgeslm.agent.journal import Journal
-from edgeslm.agent.metrics import Outcome
+from edgeslm.agent.metrics import Outcome, outcome_of
 from edgeslm.agent.outbox import Outbox
 from edgeslm.agent.ports import EnergyMeter, Link, Message, Model
 from edgeslm.agent.queue import JobQueue, Pick, Turn, in_order
@@ -37,9 +38,10 @@ from edgeslm.errors import (
     RequestError,
     UnknownModelError,
 )
+from edgeslm.power.ledger_reader import PromptNote
 from edgeslm.power.monitor import PowerMonitor
 from edgeslm.power.steward import Ask, Plan, Steward
-from edgeslm.schema.message import Availability, Info, ModelInfo, PromptRequest
+from edgeslm.schema.message import Availability, Info, ModelInfo, PromptRequest, Result
 
 log = logging.getLogger(__name__)
 
@@ -109,6 +111,27 @@ class PowerSide:
     monitor: PowerMonitor
     steward: Steward | None
     telemetry: Telemetry
+    exposition: Exposition | None = None
+
+    def start(self, waiting: Callable[[], int]) -> None:
+        """Begin to measure; `waiting` tells how many prompts wait.
+
+        Raises:
+            ConfigError: the port for Prometheus cannot be opened.
+        """
+        if self.exposition is not None:
+            self.exposition.start()
+            self.telemetry.on_report = self.exposition.report
+        self.telemetry.attach(waiting)
+        self.monitor.start()
+
+    def stop(self) -> None:
+        """Write what was learned, and end."""
+        if self.steward is not None:
+            self.steward.close()
+        self.monitor.stop()
+        if self.exposition is not None:
+            self.exposition.stop()
 
 
 class Agent:
@@ -210,8 +233,7 @@ class Agent:
         """
         self._recover()
         if self._power is not None:
-            self._power.telemetry.attach(lambda: self.waiting)
-            self._power.monitor.start()
+            self._power.start(lambda: self.waiting)
         for thread in self._threads:
             thread.start()
         self._link.start(self, self._filters())
@@ -226,9 +248,7 @@ class Agent:
         for thread in self._threads[1:]:
             thread.join()
         if self._power is not None:
-            if self._power.steward is not None:
-                self._power.steward.close()
-            self._power.monitor.stop()
+            self._power.stop()
         self._inbox.put(_Flush())
         self._link.stop(self._availability("offline"))
         self._inbox.put(_Stop())
@@ -310,9 +330,23 @@ class Agent:
                 return Pick(Turn(job, decision), look_again_s)
         return Pick(None, look_again_s)
 
-    def _report(self, outcome: Outcome) -> None:
-        if self._telemetry is not None:
-            self._telemetry.add_outcome(outcome)
+    def _report(self, job: Job, result: Result) -> None:
+        """What became of `job`, for metrics and ledger."""
+        if self._power is None:
+            return
+        model = self._models[job.request.model or next(iter(self._models))].name
+        self._power.telemetry.add_outcome(outcome_of(result, model, job.plan))
+        if job.plan is None and result.receipt is not None:
+            self._power.monitor.ledger.note(
+                PromptNote(
+                    id=job.id,
+                    at_s=time.time() - result.receipt.total_ms / 1e3,
+                    model=model,
+                    priority=job.request.options.priority,
+                    prompt_tokens=result.receipt.prompt_tokens,
+                    completion_tokens=result.receipt.completion_tokens,
+                )
+            )
 
     def _forget(self, job: Job) -> None:
         with self._jobs_lock:
@@ -381,9 +415,9 @@ class Agent:
                 try:
                     self._take(request, reply, message)
                 except EdgeslmError as error:
-                    if isinstance(error, BudgetError):
+                    if isinstance(error, BudgetError) and self._power is not None:
                         model = self._models[request.model or next(iter(self._models))]
-                        self._report(Outcome(model.name, "refused"))
+                        self._power.telemetry.add_outcome(Outcome(model.name, "refused"))
                     self._refuse(request.id, reply, error)
                     message.acknowledge()
                 return  # acknowledged once journalled

@@ -100,9 +100,7 @@ class Telemetry:
         self._day = ""
         self._today_j = self._co2_g = self._cost = 0.0
         self._waiting: Callable[[], int] = int
-        self.power: PowerMetrics | None = None
-        self.inference: InferenceMetrics | None = None
-        self.system: SystemMetrics | None = None
+        self.on_report: Callable[[PowerMetrics, InferenceMetrics, SystemMetrics], None] | None = None
 
     def attach(self, waiting: Callable[[], int]) -> None:
         """Listen to the monitor, which has not started yet; `waiting` tells how many prompts wait."""
@@ -205,20 +203,22 @@ class Telemetry:
         """Publish all three reports on the time since the last ones."""
         span_s = now_s - self._reported_s
         self._reported_s = now_s
-        self.power = self._power(now_s, span_s)
-        self.inference = InferenceMetrics(
+        power = self._power(now_s, span_s)
+        inference = InferenceMetrics(
             **self._head("m/inference", span_s), waiting=self._waiting(), models=self._gatherer.take_models()
         )
-        self.system = self._system(now_s, span_s)
+        system = self._system(now_s, span_s)
         if self._steward is not None:
             self._steward.save()
         reports: tuple[tuple[topics.DeviceChannel, Metrics], ...] = (
-            ("m/power", self.power),
-            ("m/inference", self.inference),
-            ("m/system", self.system),
+            ("m/power", power),
+            ("m/inference", inference),
+            ("m/system", system),
         )
         for channel, report in reports:
             self._send(topics.device_topic(self._fleet, self._device, channel), codec.encode(report))
+        if self.on_report is not None:
+            self.on_report(power, inference, system)
 
     def _power(self, now_s: float, span_s: float) -> PowerMetrics:
         energy = self._gatherer.take_energy(now_s)

@@ -16,7 +16,6 @@ from edgeslm.agent.answering import answer_request
 from edgeslm.agent.intake import error_result
 from edgeslm.agent.job import Job
 from edgeslm.agent.journal import Journal
-from edgeslm.agent.metrics import Outcome
 from edgeslm.agent.outbox import Outbox
 from edgeslm.agent.ports import EnergyMeter, Link, Message, Model
 from edgeslm.agent.queue import JobQueue, Turn
@@ -118,7 +117,7 @@ class Worker:
         link: Link,
         steward: Steward | None,
         forget: Callable[[Job], None],
-        report: Callable[[Outcome], None],
+        report: Callable[[Job, Result], None],
     ) -> None:
         """Take the parts.
 
@@ -149,7 +148,7 @@ class Worker:
             result = self._result(turn)
             self.mean_job_s += 0.1 * (time.monotonic() - started - self.mean_job_s)
             self._file(job, result)
-            self._report(outcome_of(result, self._model(job).name, job.plan))
+            self._report(job, result)
 
     def _model(self, job: Job) -> Model:
         return self._models[job.request.model or next(iter(self._models))]
@@ -242,24 +241,3 @@ class Worker:
             return
         self._forget(job)
         self._outbox.send(replies)
-
-
-def outcome_of(result: Result, model: str, plan: Plan | None) -> Outcome:
-    """What `result` says for the metrics."""
-    deferred = plan is not None and plan.deferred
-    receipt = result.receipt
-    if receipt is None:
-        refused = result.error is not None and result.error.code == "budget"
-        return Outcome(model, "refused" if refused else "failed", deferred=deferred)
-    return Outcome(
-        model,
-        "answered",
-        deferred=deferred,
-        shortened=plan is not None and plan.shortened,
-        prompt_tokens=receipt.prompt_tokens,
-        completion_tokens=receipt.completion_tokens,
-        decode_tps=receipt.decode_tps,
-        ttft_ms=receipt.ttft_ms,
-        energy_j=receipt.energy_j,
-        net_j=receipt.energy_net_j,
-    )

@@ -9,7 +9,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
@@ -19,27 +19,19 @@ import numpy as np
 from pydantic import ValidationError
 
 import edgeslm
-from edgeslm.agent.update.trials import golden_cases
 from edgeslm.cli import wiring
 from edgeslm.cli.output import print_json
-from edgeslm.cli.power_common import (
-    Settings,
-    energy_text,
-    error_text,
-    monitored,
-    power_command,
-    power_text,
-    print_table,
-    printable,
-    time_text,
-)
+from edgeslm.cli.power_bench_show import print_comparison, print_result
+from edgeslm.cli.power_common import Settings, monitored, power_command
+from edgeslm.cli.power_words import time_text
 from edgeslm.codec import describe
 from edgeslm.errors import ConfigError, UsageError
-from edgeslm.power.benching import REPEATS, WINDOW_S, Phase, Trace, compare, figures, notes
+from edgeslm.models.package import MAX_GOLDEN_BYTES, parse_golden
+from edgeslm.power.benching import REPEATS, WINDOW_S, Phase, Trace, figures, notes
 from edgeslm.power.cpu import BusyCores, CpuClock
 from edgeslm.power.monitor import PowerMonitor
 from edgeslm.power.port import MeterFacts, Throttling, Vitals
-from edgeslm.runtime.model import LoadedModel
+from edgeslm.runtime.model import Answer, LoadedModel
 from edgeslm.schema.bench import (
     BenchMeter,
     BenchModel,
@@ -48,19 +40,12 @@ from edgeslm.schema.bench import (
     BenchSystem,
     BenchWindow,
 )
+from edgeslm.schema.installed import InstalledPackage
 from edgeslm.schema.message import Options
+from edgeslm.schema.package import GoldenCase
 
 _SWITCH_INTERVAL_S: Final = 0.0001
 """As the agent has it: the meters are read while the model computes."""
-_FIGURES: Final = {
-    "tokens_per_s": "tokens a second",
-    "prompts_per_s": "prompts a second",
-    "power_w": "power",
-    "j_per_token": "energy a token",
-    "net_j_per_token": "... above idle",
-    "j_per_prompt": "energy a prompt",
-    "net_j_per_prompt": "... above idle",
-}
 _MAX_FILE_BYTES: Final = 1_000_000
 _FILE: Final = click.Path(path_type=Path, dir_okay=False)
 
@@ -103,7 +88,7 @@ def bench(
     do nothing else: its whole draw is counted.
     """
     if files is not None:
-        _compare(*(_read(path) for path in files), as_json=as_json)
+        print_comparison(*(_read(path) for path in files), as_json=as_json)
         return
     path = wiring.package_path(model or settings.config.models[0], None if model else settings.directory)
     config = settings.config
@@ -117,7 +102,7 @@ def bench(
     if as_json:
         print_json(result)
     else:
-        _print(result)
+        print_result(result)
 
 
 @dataclass(frozen=True)
@@ -163,10 +148,9 @@ class _Runner:
             UsageError: it has none.
         """
         self._settings, self._model, self._window_s = settings, model, window_s
-        self._cases = golden_cases(model.installed)
+        self._cases = _golden_cases(model.installed)
         if not self._cases:
             raise UsageError(f"{model.name} holds no golden prompts to run")
-        self._throttled = False
         self._meters: set[str] = set()
 
     def run(self, repeats: int) -> _Run:
@@ -202,9 +186,7 @@ class _Runner:
             answer = self._model.answer(case.prompt, Options())
             if number < len(self._cases):
                 asked += 1
-                right += (answer.generation.text if case.text is not None else answer.data) == (
-                    case.text if case.text is not None else case.json_answer
-                )
+                right += _is_right(case, answer)
         return asked, right
 
     def _window(self, monitor: PowerMonitor, number: int, repeats: int) -> _Window:
@@ -226,6 +208,18 @@ class _Runner:
             self._meters.add(monitor.facts.name)
         phase = Phase(start_s, end_s)
         return _Window(phase, prompts, prompt_tokens, completion_tokens, monitor.vitals, throttled)
+
+
+def _golden_cases(installed: InstalledPackage) -> list[GoldenCase]:
+    name = installed.manifest.golden
+    if name is None:
+        return []
+    with installed.file(name).open("rb") as file:
+        return list(parse_golden(file.read(MAX_GOLDEN_BYTES), installed.directory, name))
+
+
+def _is_right(case: GoldenCase, answer: Answer) -> bool:
+    return answer.generation.text == case.text if case.text is not None else answer.data == case.json_answer
 
 
 @contextmanager
@@ -341,96 +335,3 @@ def _write(path: Path, result: BenchResult) -> None:
     except OSError as error:
         raise ConfigError(f"cannot write {path}: {error.strerror}", path=str(path)) from error
     click.echo(f"wrote {path}", err=True)
-
-
-# --- for people ---------------------------------------------------------------------------------------------
-
-
-def _value(name: str, value: float) -> str:
-    if name.endswith("per_s"):
-        return f"{value:,.1f}"
-    return power_text(value) if name.endswith("_w") else energy_text(value)
-
-
-def _print(result: BenchResult) -> None:
-    system, model, meter = result.system, result.model, result.meter
-    click.echo(click.style(f"{model.name} on {system.title} ({system.board})", bold=True))
-    threads = "1 thread" if model.threads == 1 else f"{model.threads} threads"
-    click.echo(f"{model.graph}, {model.quantization}, {threads}, {system.runtime}")
-    click.echo(
-        f"{meter.meter_class} by {printable(meter.name)}, {error_text(meter.error_share, meter.error_w)}"
-    )
-    click.echo(
-        f"idle {power_text(result.idle_before_w)} before, {power_text(result.idle_after_w)} after; "
-        f"{result.golden_right} of {result.golden_asked} golden prompts right\n"
-    )
-    print_table(
-        ("window", ">seconds", ">prompts", ">tokens", ">power", ">energy", ">above idle", ">processor"),
-        [
-            (
-                str(number),
-                f"{window.seconds:.2f}",
-                str(window.prompts),
-                str(window.completion_tokens),
-                power_text(window.energy_j / window.seconds),
-                energy_text(window.energy_j),
-                energy_text(window.net_j),
-                "-" if window.temperature_c is None else f"{window.temperature_c:.1f} °C",
-            )
-            for number, window in enumerate(result.windows, start=1)
-        ],
-    )
-    click.echo()
-    print_table(
-        (f"of {len(result.windows)}", ">median", ">least", ">most"),
-        [
-            (text, *(_value(name, getattr(spread, key)) for key in ("median", "least", "most")))
-            for name, text in _FIGURES.items()
-            for spread in [getattr(result.figures, name)]
-        ],
-    )
-    for note in result.notes:
-        click.echo(f"{click.style('note', fg='yellow')}: {note}")
-
-
-def _compare(first: BenchResult, second: BenchResult, *, as_json: bool) -> None:
-    found = compare(first, second)
-    if as_json:
-        print_json(
-            {
-                "first": first.model.model_dump(mode="json") | {"board": first.system.board},
-                "second": second.model.model_dump(mode="json") | {"board": second.system.board},
-                "figures": [asdict(one) | {"verdict": one.verdict} for one in found],
-                "differences": [list(row) for row in _differences(first, second)],
-            }
-        )
-        return
-    if differences := _differences(first, second):
-        print_table(("", "first", "second"), differences)
-        click.echo()
-    print_table(
-        ("median", ">first", ">second", ">second to first", ""),
-        [
-            (
-                _FIGURES[one.figure],
-                _value(one.figure, one.first),
-                _value(one.figure, one.second),
-                "-" if one.ratio is None else f"{one.ratio:.3f} ± {one.error_share:.3f}",
-                one.verdict,
-            )
-            for one in found
-        ],
-    )
-
-
-def _differences(first: BenchResult, second: BenchResult) -> list[tuple[str, str, str]]:
-    """What else is not the same."""
-    rows = []
-    for part in ("model", "system", "meter", "protocol"):
-        one, other = getattr(first, part).model_dump(), getattr(second, part).model_dump()
-        rows += [
-            (f"{part} {name}", str(one[name])[:60], str(other[name])[:60])
-            for name in one
-            if name != "source" and one[name] != other[name]
-        ]
-    return rows

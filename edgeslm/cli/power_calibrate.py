@@ -14,21 +14,13 @@ from typing import Final, Literal
 import click
 
 from edgeslm.cli.output import print_json
-from edgeslm.cli.power_common import (
-    Settings,
-    error_text,
-    open_meters,
-    power_command,
-    power_text,
-    print_table,
-    time_text,
-)
-from edgeslm.errors import UsageError
+from edgeslm.cli.power_common import Settings, open_meters, power_command
+from edgeslm.cli.power_words import error_text, power_text, print_table, time_text
+from edgeslm.errors import CalibrationError, UsageError
 from edgeslm.power.actuators import FrequencyCap
 from edgeslm.power.calibrating import (
     PAIRS_PER_VISIT,
     Bench,
-    CalibrationError,
     Load,
     MeanOf,
     Pair,
@@ -192,7 +184,7 @@ class _Session:
         true_w = [pair.true_w for pair in pairs]
         line = fit_line([pair.said for pair in pairs], true_w)
         if isinstance(line, Refusal):
-            raise CalibrationError(line)
+            raise _refused(line)
         return _Fit(
             line_calibration(kind, line, true_w, self.against, datetime.now(UTC)),
             residuals(pairs, lambda said_w: line.scale * said_w + line.offset_w),
@@ -212,7 +204,7 @@ class _Session:
             observer.close()
         fit = fit_model(table, [Observation(pair.said, pair.true_w) for pair in pairs])
         if isinstance(fit, Refusal):
-            raise CalibrationError(fit)
+            raise _refused(fit)
         return _Fit(
             model_calibration(fit, [pair.true_w for pair in pairs], self.against, datetime.now(UTC)),
             residuals(pairs, lambda predictors: predict(fit.table, predictors)),
@@ -368,3 +360,7 @@ def _report(fit: _Fit, chosen: str, file: Path) -> dict[str, object]:
             for one in fit.residuals
         ],
     }
+
+
+def _refused(refusal: Refusal) -> CalibrationError:
+    return CalibrationError(refusal.reason, found=refusal.found, needed=refusal.needed, unit=refusal.unit)

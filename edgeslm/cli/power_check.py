@@ -11,17 +11,8 @@ from typing import Final
 import click
 
 from edgeslm.cli.output import print_json
-from edgeslm.cli.power_common import (
-    Settings,
-    energy_text,
-    governor_of,
-    learned_idle_w,
-    ledger_if_any,
-    power_command,
-    power_text,
-    print_table,
-    time_text,
-)
+from edgeslm.cli.power_common import Settings, governor_of, learned_idle_w, ledger_if_any, power_command
+from edgeslm.cli.power_words import energy_text, power_text, print_table, time_text
 from edgeslm.power.budget import check_budget
 from edgeslm.power.governor import WindowUse
 from edgeslm.power.governor_types import WorkEstimate

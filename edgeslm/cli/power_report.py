@@ -13,17 +13,8 @@ from typing import Final
 import click
 
 from edgeslm.cli.output import print_json
-from edgeslm.cli.power_common import (
-    DAY_S,
-    Settings,
-    class_text,
-    energy_text,
-    naming_the_extra,
-    open_ledger,
-    power_command,
-    print_table,
-    time_text,
-)
+from edgeslm.cli.power_common import Settings, naming_the_extra, open_ledger, power_command
+from edgeslm.cli.power_words import DAY_S, class_text, energy_text, print_table, time_text
 from edgeslm.errors import UsageError
 from edgeslm.power.ledger_reader import LedgerReader
 from edgeslm.power.report import Rates, Report, ReportGroup, ReportRow, local_time, make_report

@@ -17,7 +17,6 @@ import click
 
 from edgeslm.cli.output import print_json
 from edgeslm.cli.power_common import (
-    DAY_S,
     Settings,
     governor_of,
     learned_idle_w,
@@ -27,6 +26,7 @@ from edgeslm.cli.power_common import (
     stopped_by_signals,
 )
 from edgeslm.cli.power_screen import Frame, Point, Today, as_json, as_line, draw, points_shown
+from edgeslm.cli.power_words import DAY_S
 from edgeslm.errors import LedgerError
 from edgeslm.power.attribution import Interval
 from edgeslm.power.bank import Demoted, MeterEvent

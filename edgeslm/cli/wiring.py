@@ -204,6 +204,7 @@ def build_power(
         ConfigError: the calibration cannot be used.
         LedgerError: the energy ledger cannot be opened.
     """
+    from edgeslm.agent.exposition import Exposition  # noqa: PLC0415
     from edgeslm.agent.service import PowerSide  # noqa: PLC0415
     from edgeslm.agent.telemetry import Telemetry  # noqa: PLC0415
     from edgeslm.power.actuators import FrequencyCap  # noqa: PLC0415
@@ -243,7 +244,10 @@ def build_power(
             plug.on_message(message.topic, message.payload, time.monotonic(), retained=message.retain)
 
         listeners = dict.fromkeys(plug.filters(), on_plug)
-    return PowerSide(monitor, steward, telemetry), listeners
+    exposition = None
+    if config.metrics.prometheus_port is not None:
+        exposition = Exposition(config.metrics.prometheus_host, config.metrics.prometheus_port)
+    return PowerSide(monitor, steward, telemetry, exposition), listeners
 
 
 def try_out(model: LoadedModel, board: Board, steward: Steward) -> None:

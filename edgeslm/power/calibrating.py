@@ -15,8 +15,8 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final, Generic, Protocol, TypeVar, runtime_checkable
 
-from edgeslm.errors import EdgeslmError, MeterError
-from edgeslm.power.calibration import PAIRS_NEEDED, Refusal
+from edgeslm.errors import MeterError
+from edgeslm.power.calibration import PAIRS_NEEDED
 from edgeslm.power.meters.model import Observer, Predictors
 from edgeslm.power.port import Meter, Reading
 from edgeslm.schema.calibration import Calibration, LineCalibration, ModelCalibration
@@ -31,21 +31,6 @@ _WINDOWS_TRIED: Final = 3
 
 SaidT = TypeVar("SaidT")
 SaidT_co = TypeVar("SaidT_co", covariant=True)
-
-
-class CalibrationError(EdgeslmError):
-    """The pairs are not enough to fit anything.
-
-    Attributes:
-        refusal: what they lack.
-    """
-
-    def __init__(self, refusal: Refusal) -> None:
-        super().__init__(
-            f"no calibration: {refusal.reason} ({refusal.found:.2f} {refusal.unit}, {refusal.needed:g} are needed)",
-            hint="Nothing was changed. Let the board otherwise rest, and see that both meters see its whole draw",
-        )
-        self.refusal = refusal
 
 
 @dataclass(frozen=True)

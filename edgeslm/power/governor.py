@@ -35,8 +35,8 @@ _QUIET_OVER_S: Final = 60.0
 _IDLE_BAND: Final = 0.05
 """What a window plans as idle draw follows slowly, yet stays this near to the latest."""
 _IDLE_STEP: Final = 0.001
-_PIECE_MORE: Final = 1.1
-"""A token or chunk may take a tenth more than expected."""
+_DRAW_MORE: Final = 1.15
+"""What runs may draw so much more than expected until the meter has told."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -217,15 +217,15 @@ class Governor:
             for account in accounts:
                 line_j = running.run.line_j.get(account.name, 0.0)
                 account.look(now_s, self._unmetered.pending_j(now_s, account.window.over_s), line_j)
-            ratio = self._unmetered.ratio
+            more = _DRAW_MORE * self._unmetered.ratio
             step = pace(
                 now_s,
                 accounts,
                 Progress(
                     priority=running.work.priority,
                     deadline_s=running.work.deadline_s,
-                    next_j=_PIECE_MORE * ratio * (running.token_j if decoding else running.chunk_j),
-                    net_w=ratio * running.net_w,
+                    next_j=more * (running.token_j if decoding else running.chunk_j),
+                    net_w=more * running.net_w,
                     yield_at_s=yield_at_s,
                     slowed=bool(gentle(self._budget, self._conditions, now_s)),
                     paused=running.paused,

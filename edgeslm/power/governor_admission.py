@@ -173,7 +173,7 @@ def _wait(work: Work, spaces: list[_Space], setting: Setting) -> tuple[float, Re
             if math.isfinite(wait):
                 tight = space.reason("window_full", need_j, wait_s=wait)
             else:
-                tight = space.reason("never_fits", need_j, capacity_j=space.room.capacity_j)
+                tight = space.reason("never_fits", need_j, capacity_j=max(0.0, space.room.capacity_j))
         elif delay_s == 0.0 and over_j < least_j:
             least_j = over_j
             tight = space.reason("fits", need_j)

@@ -206,6 +206,26 @@ class LedgerReader:
             ).fetchall()
         return [EnergyBucket(*row) for row in rows]
 
+    def spans(self, over_s: float, now_s: float, wall_s: float) -> list[tuple[float, float, float]]:
+        """What was drawn in the last `over_s` seconds: start and end, monotonic, and joules; what windows start from.
+
+        Where in its minute energy was drawn is not known. It is placed as late as can be, so that it counts for
+        longest.
+
+        Args:
+            now_s: monotonic.
+            wall_s: Unix time at `now_s`.
+
+        Raises:
+            LedgerError: the database cannot be read.
+        """
+        offset_s = wall_s - now_s
+        found = []
+        for bucket in self.buckets(wall_s - over_s, wall_s):
+            end_s = min(bucket.start_s + bucket.width_s, wall_s) - offset_s
+            found.append((end_s - min(bucket.seconds, bucket.width_s), end_s, bucket.energy_j))
+        return found
+
     def prompt(self, prompt_id: str) -> PromptRow | None:
         """The prompt of this id, while it is kept.
 

@@ -42,7 +42,7 @@ from edgeslm.power.port import Vitals
 from edgeslm.power.predictor import Prediction, Predictor
 from edgeslm.power.predictor import Setting as LearnedSetting
 from edgeslm.schema.board import Board
-from edgeslm.schema.budget import LONGEST_WINDOW_S, Budget
+from edgeslm.schema.budget import Budget
 from edgeslm.schema.message import Priority
 
 GOVERNOR_STATE: Final = "governor"
@@ -161,7 +161,8 @@ class Steward:
         self._budget = budget
         self._predictor = Predictor(board.power, sizes_bytes, ledger.state(PREDICTOR_STATE))
         self.governor = Governor(budget, idle_w, now_s=now_s, state=ledger.state(GOVERNOR_STATE))
-        self._restore_windows(now_s)
+        longest_s = max((window.over_s for window in budget.windows), default=0.0)
+        self.governor.restore(ledger.spans(longest_s, now_s, wall_clock()))
         steps = board.power
         self._frequencies_mhz: tuple[int, ...] = ()
         if budget.cap_frequency and cap.permitted and steps.max_mhz and steps.min_mhz:
@@ -367,15 +368,3 @@ class Steward:
             return None
         local = datetime.fromtimestamp(wall_s).astimezone()
         return local.hour * 60 + local.minute
-
-    def _restore_windows(self, now_s: float) -> None:
-        offset_s = self._wall_clock() - now_s
-        longest_s = max((window.over_s for window in self._budget.windows), default=0.0)
-        wall_s = now_s + offset_s
-        buckets = self._ledger.buckets(wall_s - min(longest_s, LONGEST_WINDOW_S), wall_s)
-        spans = []
-        for bucket in buckets:
-            # Where in its minute the energy was drawn is not known: as late as can be, it counts for longest.
-            end_s = min(bucket.start_s + bucket.width_s, wall_s) - offset_s
-            spans.append((end_s - min(bucket.seconds, bucket.width_s), end_s, bucket.energy_j))
-        self.governor.restore(spans)

@@ -99,6 +99,42 @@ def take(*said: Reading | MeterError) -> list[Pair[float]]:
     )
 
 
+class Settling(StillBench):
+    """Its meters show rubbish for the first two seconds of each load."""
+
+    held_s = 0.0
+
+    def hold(self, load: Load) -> None:
+        self.held_s, self.load = self.now_s, load
+
+    @property
+    def facts(self) -> MeterFacts:
+        return FACTS
+
+    def read(self) -> Reading:
+        settled = self.now_s - self.held_s >= 2.0
+        return Reading(self.now_s, float(self.load.cores) if settled else 99.0)
+
+    def close(self) -> None:
+        pass
+
+
+def test_nothing_counts_before_a_load_has_settled():
+    bench = Settling()
+    pairs = record(
+        bench,
+        [Load(1), Load(3)],
+        MeanOf(bench),
+        MeanOf(bench),
+        pairs_per_visit=2,
+        settle_s=2.0,
+        window_s=1.0,
+        arrived=lambda number, load: None,
+    )
+    assert [pair.true_w for pair in pairs] == [1.0, 1.0, 3.0, 3.0]
+    assert bench.now_s == pytest.approx(8.0)
+
+
 def test_single_failures_of_an_instrument_are_skipped():
     gone = MeterError("gone", meter="x", fault="gone")
     said = [one for n in range(100) for one in (Reading(float(n), 2.0), gone)]

@@ -62,6 +62,11 @@ def test_the_largest_comes_first_and_hours_in_order():
     assert [one.group for one in hours] == [f"2026-05-01T{hour}:00+00:00" for hour in (12, 13, 14)]
 
 
+def test_a_group_has_the_figures_of_its_rows():
+    (found,) = make_report([row(0, 10.0), row(1, 20.0)], "cause", zone=UTC).rows
+    assert (found.energy_j, found.net_j, found.seconds, found.start_s) == (30.0, 15.0, 120.0, NOON)
+
+
 def test_days_and_hours_are_local():
     east = timezone(timedelta(hours=14))
     assert make_report([row()], "day", zone=UTC).rows[0].group == "2026-05-01"
