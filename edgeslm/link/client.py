@@ -290,7 +290,9 @@ class RequestClient:
 
     def _answer_filters(self, topic: str, request: PromptRequest) -> list[tuple[str, int]]:
         target = topics.parse(topic)
-        if isinstance(target, topics.DeviceTopic) and target.channel != "prompt":
+        if isinstance(target, topics.CommandTopic | topics.EnrolTopic) or (
+            isinstance(target, topics.DeviceTopic) and target.channel != "prompt"
+        ):
             raise TopicError(f"'{topic[:120]}' is no prompt topic")
         filters = []
         if request.options.stream:

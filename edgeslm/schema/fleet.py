@@ -1,0 +1,204 @@
+"""A fleet as its operator sees it: the file ``fleet.yaml``, and the records that commands print."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
+
+from edgeslm.schema.base import FileModel, Identifier
+from edgeslm.schema.enrol import Host, Port, Printable
+from edgeslm.schema.message import DeviceState
+
+ApprovalMode = Literal["hand", "allow-list", "hook"]
+DeviceStanding = Literal["active", "revoked", "retired"]
+ClaimState = Literal["open", "bound", "used", "revoked", "expired"]
+EnrolmentState = Literal["pending", "approved", "issued", "done", "rejected"]
+Finding = Literal["restored", "moved", "cloned"]
+"""What is odd about a device's machine, worst last; see :mod:`edgeslm.fleet.machines`."""
+
+_Argument = Annotated[str, StringConstraints(min_length=1, max_length=4096)]
+
+
+class FleetBroker(FileModel):
+    """Where the fleet's broker is.
+
+    Attributes:
+        host: name or address by which devices reach it; its certificate names it.
+        port: listener for devices, which show a certificate.
+        claim_port: of the door, where claims log in by password.
+        operator_port: listener for the operator, who shows a certificate of another kind.
+        bind: address that all listen on; ``None`` is all.
+        reload_command: run after the broker's files changed, to copy them and send SIGHUP to the door, for example;
+            empty sends it to the door on this machine.
+    """
+
+    host: Host
+    port: Port = 8883
+    claim_port: Port = 8884
+    operator_port: Port = 8885
+    bind: Host | None = None
+    reload_command: Annotated[tuple[_Argument, ...], Field(max_length=64)] = ()
+
+    @model_validator(mode="after")
+    def _three_ports(self) -> Self:
+        if len({self.port, self.claim_port, self.operator_port}) < 3:
+            raise ValueError("devices, claims and the operator need ports of their own")
+        return self
+
+
+class Approval(FileModel):
+    """Who may join without an operator's word.
+
+    Attributes:
+        mode: ``hand`` asks for every device; ``allow-list`` takes claims that are bound to a name, and boards
+            whose hardware serial is in `serials`; ``hook`` asks a program.
+        hook: that program with its arguments. It gets the request as JSON on stdin; exit code 0 approves, 1
+            rejects, anything else, or no answer in time, leaves it to the operator.
+    """
+
+    mode: ApprovalMode = "allow-list"
+    serials: Annotated[tuple[Printable, ...], Field(max_length=100_000)] = ()
+    hook: Annotated[tuple[_Argument, ...], Field(max_length=64)] = ()
+    hook_timeout_s: Annotated[float, Field(gt=0, le=300)] = 10.0
+
+    @model_validator(mode="after")
+    def _hook_is_named(self) -> Self:
+        if (self.mode == "hook") != bool(self.hook):
+            raise ValueError("mode 'hook' and a hook go together")
+        return self
+
+
+class FleetConfig(FileModel):
+    """``fleet.yaml``.
+
+    Attributes:
+        certificate_days: life of a device's certificate; a device that is off for longer has to join again.
+        database: SQLAlchemy URL of the store; ``None`` is the SQLite file ``fleet.db`` beside this one.
+    """
+
+    v: Literal[1] = 1
+    name: Identifier
+    broker: FleetBroker
+    certificate_days: Annotated[float, Field(gt=0, le=3650)] = 30
+    approval: Approval = Approval()
+    database: Annotated[str, StringConstraints(max_length=1000)] | None = None
+
+
+class Record(BaseModel):
+    """Something that the store tells."""
+
+    model_config = ConfigDict(frozen=True)
+
+
+class DeviceRecord(Record):
+    """One device.
+
+    Attributes:
+        name: on the wire.
+        standing: ``active``, or why its certificate is refused.
+        presence: what it said last.
+        finding: what is odd about its machine, explained by `finding_text`.
+        rename_to: the name that it is about to get.
+        expires_at: end of its newest certificate.
+    """
+
+    name: str
+    standing: DeviceStanding
+    presence: DeviceState | None = None
+    finding: Finding | None = None
+    finding_text: str | None = None
+    board: str | None = None
+    serial: str | None = None
+    profile: str | None = None
+    agent: str | None = None
+    tags: tuple[str, ...] = ()
+    notes: str = ""
+    key_sha256: str
+    rename_to: str | None = None
+    created_at: datetime
+    first_seen_at: datetime | None = None
+    last_seen_at: datetime | None = None
+    expires_at: datetime | None = None
+
+
+class CertificateRecord(Record):
+    """One certificate of a device."""
+
+    serial: str
+    name: str
+    key_sha256: str
+    not_before: datetime
+    not_after: datetime
+    revoked_at: datetime | None = None
+    reason: str | None = None
+
+
+class MachineRecord(Record):
+    """One boot of one machine that used a device's key."""
+
+    serial: str | None
+    machine_id: str | None
+    boot_id: str | None
+    boots: int
+    first_seen_at: datetime
+    last_seen_at: datetime
+
+
+class EventRecord(Record):
+    """Something that happened to a device, or to a claim."""
+
+    at: datetime
+    subject: str
+    kind: str
+    severity: Literal["info", "warning", "error"]
+    text: str
+
+
+class DeviceDetail(Record):
+    """All about one device, newest first."""
+
+    device: DeviceRecord
+    certificates: tuple[CertificateRecord, ...]
+    machines: tuple[MachineRecord, ...]
+    events: tuple[EventRecord, ...]
+
+
+class ClaimRecord(Record):
+    """One claim; its secret is not among what is kept."""
+
+    claim: str
+    state: ClaimState
+    device: str | None
+    profile: str | None
+    replaces: bool
+    created_at: datetime
+    created_by: str
+    expires_at: datetime
+
+
+class EnrolmentRecord(Record):
+    """One request to join."""
+
+    claim: str
+    device: str | None
+    state: EnrolmentState
+    reason: str | None
+    board: str | None
+    serial: str | None
+    key_sha256: str
+    agent: str
+    requested_at: datetime
+    decided_at: datetime | None
+    decided_by: str | None
+
+
+class AuditRecord(Record):
+    """Who did what."""
+
+    at: datetime
+    actor: str
+    action: str
+    subject: str
+    detail: dict[str, Any]
