@@ -66,7 +66,8 @@ GROUPS = (
     Group(("prediction_error", "prediction_error_real"), _prediction),
     Group(("sampler_cpu", "sampler_mb"), _cost),
     Group(
-        ("sampler_tps_cost",), lambda quick: {"sampler_tps_cost": tokens_lost(10.0) if quick else tokens_lost()}
+        ("sampler_tps_cost",),
+        lambda quick: {"sampler_tps_cost": tokens_lost(10.0) if quick else tokens_lost()},
     ),
 )
 

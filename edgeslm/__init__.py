@@ -5,8 +5,8 @@ The package is layered; imports point downward only (checked from setup.cfg)::
     cli -> sim -> agent | fleet | forge -> runtime | power | models | link | delivery | trust
         -> topics, codec -> schema -> errors
 
-``agent`` runs on the board, ``fleet`` on the operator's machine, ``cli`` is what a person types, ``sim`` holds simulated surroundings for demo
-and tests, ``forge`` makes models on a build machine and is never imported by the agent.
+``agent`` runs on the board, ``fleet`` on the operator's machine, ``cli`` is what a person types, ``sim`` holds
+simulated surroundings for demo and tests, ``forge`` makes models on a build machine and is never imported by the agent.
 """
 
 __version__ = "0.1.0"

@@ -12,12 +12,12 @@ from typing import Any
 import click
 
 from edgeslm.cli import wiring
-from edgeslm.cli.output import BROKER_HOST, BROKER_PORT, FLEET, print_json, reporting_errors
+from edgeslm.cli.output import BROKER_HOST, BROKER_PORT, FLEET, CommandGroup, print_json, reporting_errors
 
 _SWITCH_INTERVAL_S = 0.0001
 
 
-@click.group()
+@click.group(cls=CommandGroup, lazy={"enrol": ("edgeslm.cli.enrol:enrol", "Join a fleet with a claim.")})
 def agent() -> None:
     """Run the device agent."""
 

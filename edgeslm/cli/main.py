@@ -17,6 +17,7 @@ _COMMANDS = {
     "broker": ("edgeslm.cli.broker:broker", "Set up the MQTT broker."),
     "demo": ("edgeslm.cli.demo:demo", "Broker, agent and a simulated home on this machine."),
     "doctor": ("edgeslm.cli.doctor:doctor", "Check what this machine can do, and say what is missing."),
+    "fleet": ("edgeslm.cli.fleet:fleet", "Run a fleet: who belongs to it, and what each device may do."),
     "model": ("edgeslm.cli.model:model", "Inspect, verify, pack and run model packages."),
     "power": ("edgeslm.cli.power:power", "Measure, explain and report what the board draws."),
     "prompt": ("edgeslm.cli.prompt:prompt", "Send a prompt to a device or a pool over MQTT."),

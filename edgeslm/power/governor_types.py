@@ -241,7 +241,7 @@ class Situation:
 
 @dataclass(frozen=True, slots=True)
 class Go:
-    """Compute; no need to ask again before `until_s`, monotonic."""
+    """Compute a piece at least, and more without asking again until `until_s`, monotonic."""
 
     until_s: float
 

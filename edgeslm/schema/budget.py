@@ -16,7 +16,7 @@ from pydantic import Field, StringConstraints, field_validator, model_validator
 from edgeslm.schema.base import FileModel, Identifier
 from edgeslm.schema.message import Priority
 
-_QUANTITY = re.compile(r"^\s*(\d{1,12}(?:\.\d{1,9})?)\s*([A-Za-z%°]{1,4})\s*$")
+_QUANTITY = re.compile(r"^\s*([0-9]{1,12}(?:\.[0-9]{1,9})?)\s*([A-Za-z%°]{1,4})\s*$")
 
 _POWER: Final = {"mW": 1e-3, "W": 1.0, "kW": 1e3}
 _ENERGY: Final = {"J": 1.0, "kJ": 1e3, "MJ": 1e6, "mWh": 3.6, "Wh": 3600.0, "kWh": 3.6e6}
@@ -39,7 +39,7 @@ QUIET_WINDOW: Final = "quiet-hours"
 RESERVED_NAMES: Final = frozenset({BATTERY_WINDOW, QUIET_WINDOW})
 """Names under which the limits of battery curve and quiet hours appear beside the windows."""
 
-ClockTime = Annotated[str, StringConstraints(pattern=r"^([01]\d|2[0-3]):[0-5]\d$|^24:00$")]
+ClockTime = Annotated[str, StringConstraints(pattern=r"^([01][0-9]|2[0-3]):[0-5][0-9]$|^24:00$")]
 """Local time of day, ``HH:MM``."""
 Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 LimitW = Annotated[float, Field(gt=0, le=10_000, allow_inf_nan=False)]

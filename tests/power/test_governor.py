@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import threading
+from dataclasses import replace
 
 import pytest
 
@@ -76,6 +77,16 @@ def test_an_answer_that_exceeds_its_estimate_is_cut_off_before_the_window_is_exc
     assert step.reason.subject == "heat"
 
 
+def test_an_answer_is_cut_off_as_well_when_the_meter_is_silent() -> None:
+    one, asked = governor(), work()
+    one.begin(0.0, asked, run_of(one.decide(0.0, 0, asked)))
+    now_s = 0.0
+    while isinstance(step := one.pace(now_s, decoding=True), Go) and now_s < 100:
+        now_s = max(step.until_s, now_s + 0.1)
+    assert isinstance(step, Stop)
+    assert 50 < 3.0 * now_s <= 60.0
+
+
 def test_an_answer_pauses_to_keep_a_short_window() -> None:
     of = Budget.model_validate({"windows": [{"name": "supply", "limit": "2.8 W", "over": "1s"}]})
     one, asked = governor(of), work()
@@ -124,6 +135,8 @@ def test_a_weaker_meter_keeps_more_free() -> None:
         decision = run_of(one.decide(0.0, 0, work()))
         free_j[error_share] = next(r.figures["reserve_j"] for r in decision.reasons if r.subject == "heat")
     assert free_j == {0.0: 0.0, 0.02: pytest.approx(3.6), 0.5: pytest.approx(9.0)}
+    at_once = run_of(governor(error_share=0.5).decide(0.0, 0, work()))
+    assert at_once.reasons[-1].figures["reserve_j"] == pytest.approx(9.0)
 
 
 def test_a_window_plans_with_the_idle_draw_of_its_own_length() -> None:
@@ -141,6 +154,16 @@ def test_a_window_plans_with_the_idle_draw_of_its_own_length() -> None:
     refused = slow.decide(61.0, 0, work())
     assert isinstance(refused, Refuse)
     assert "never holds more than 0.0 J above idle" in refused.reasons[0].text
+    slow.note_idle(62.0, IDLE_W)  # and out again
+    assert isinstance(slow.decide(62.0, 0, work()), Run)
+
+
+def test_how_long_alarms_can_wait_is_learned_from_their_deadlines() -> None:
+    one = governor()
+    one.note_accepted(0.0, replace(work("high", need_j=6.0), deadline_s=34.0))
+    assert one.state()["slack_s"] == pytest.approx(30.0)
+    one.note_accepted(1.0, work("high", need_j=6.0))  # whoever names no deadline wants it now
+    assert one.state()["slack_s"] == 0.0
 
 
 def test_a_battery_curve_binds_all_but_high_priority() -> None:

@@ -217,9 +217,10 @@ def test_what_never_fits_but_could_be_capped_later_is_told_when() -> None:
 def test_work_longer_than_a_window_needs_only_what_lies_in_it() -> None:
     long = replace(ESTIMATE, mean_j=300.0, p90_j=400.0, seconds=400.0)
     slow = (Setting(1, None, 0.9, 1.0),)
-    assert isinstance(
-        decide(budget(), situation(room("heat", 60, 3.0)), work(estimate=long, settings=slow)), Run
-    )
+    decision = decide(budget(), situation(room("heat", 60, 3.0)), work(estimate=long, settings=slow))
+    assert isinstance(decision, Run)
+    assert codes(decision) == ["fits"]
+    assert decision.max_tokens == 50
 
 
 def test_a_short_window_takes_threads_before_it_takes_pauses() -> None:
@@ -236,6 +237,19 @@ def test_a_short_window_takes_threads_before_it_takes_pauses() -> None:
         assert decision.setting == expected
         assert codes(decision) == ["fits", *more]
         assert decision.max_tokens == 50
+
+
+@pytest.mark.parametrize("priority", ["high", "low"])
+def test_of_a_short_window_three_sigma_are_kept_free_whoever_runs(priority: Priority) -> None:
+    supply = room("supply", 1, 5.0)  # just what three threads draw
+    asked = work(priority, estimate=replace(ESTIMATE, chunk_j=0.3))
+    exact = decide(budget(), situation(supply), asked)
+    unsure = decide(budget(), situation(supply, guard_share=0.01), asked)
+    assert isinstance(exact, Run)
+    assert isinstance(unsure, Run)
+    assert exact.setting == SETTINGS[0]
+    assert unsure.setting == SETTINGS[1]
+    assert unsure.line_j == {"supply": pytest.approx(0.15)}
 
 
 def test_a_chunk_that_no_setting_fits_into_a_short_window_is_refused() -> None:

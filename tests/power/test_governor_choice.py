@@ -99,8 +99,8 @@ def test_what_cannot_wait_behind_another_is_refused_at_once() -> None:
 
 
 def test_it_is_never_asked_again_at_once() -> None:
-    budget = Budget.model_validate({"battery": {"reserve": "50 %"}})
-    here = situation(60, conditions=Conditions(battery_share=0.1))
+    budget = Budget(on_throttling="hold")
+    here = situation(60, conditions=Conditions(throttled_until_s=NOW_S + 1e-6))
     assert choose(budget, here, [work("normal", "normal")]).look_again_s >= NOW_S + 0.02
 
 

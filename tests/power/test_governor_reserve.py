@@ -143,3 +143,16 @@ def test_what_was_learned_survives_a_restart() -> None:
 )
 def test_a_state_that_is_none_is_as_good_as_nothing(state: dict[str, object]) -> None:
     assert restore(state, 7.0) == Demand(noted_s=7.0)
+
+
+def test_an_old_peak_fades_and_is_not_added_to_a_new_one() -> None:
+    demand = day_of([(0.0, 40.0), (7 * DAY_S, 2.0)])
+    typical_j = 40.0 - 0.1 * 38.0
+    found = [energy_j - typical_j for _, energy_j in expected_demand(demand, 7 * DAY_S)]
+    assert found[:-1] == pytest.approx([1.25 * 20.0] * (len(SPANS_S) - 1))
+
+
+def test_alarms_far_apart_are_no_burst() -> None:
+    found = expected_demand(day_of([(0.0, 10.0), (100.0, 10.0), (7300.0, 10.0)]), 7300.0)
+    peaks_j = [(energy_j - 10.0) / 1.25 for _, energy_j in found]
+    assert peaks_j == pytest.approx([10.0, 10.0, 20.0, 20.0, 30.0, 30.0, 30.0], rel=0.01)

@@ -22,6 +22,7 @@ def test_what_the_meter_told_counts_no_more() -> None:
     unmetered.rest(3.0)
     unmetered.metered(2.5, 3.5, 1.0)
     assert unmetered.pending_j(9.0, 60.0) == 0.0
+    assert unmetered._spans == []
 
 
 def test_only_what_lies_in_the_window_counts() -> None:

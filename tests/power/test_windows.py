@@ -229,3 +229,11 @@ def test_an_empty_room_that_is_too_small_is_told_from_a_full_one() -> None:
     room = Room("w", 60.0, 3.0, 0.0, 60.0, 60.0, (), (), 60.6)
     assert room.wait_s(60.0) == 0.0
     assert room.wait_s(60.1) == math.inf
+
+
+def test_a_lag_counts_energy_only_after_it_has_left() -> None:
+    room = Room("w", 10.0, 3.0, 100.0, 10.0, 0.0, (101.0, 102.0, 103.0), (1.0, 2.0, 3.0), 10.1)
+    assert room.lag_s(3.0, 1.0, 0.0) == pytest.approx(1.0)
+    assert room.lag_s(3.0, 0.5, 0.0) == pytest.approx(1.0)
+    assert room.lag_s(3.0, 2.0, 0.0) == pytest.approx(2.0)
+    assert room.lag_s(3.0, 1.0, 1.0) == pytest.approx(10.1 - 2.0)

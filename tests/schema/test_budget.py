@@ -1,15 +1,19 @@
 from __future__ import annotations
 
 import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import yaml
 from hypothesis import given
 from hypothesis import strategies as st
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from edgeslm import codec
 from edgeslm.codec import describe
+from edgeslm.schema import budget as budget_schema
 from edgeslm.schema.budget import Budget, QuietHours, Tariff, Window, quantity
 
 EVERYTHING = """
@@ -121,7 +125,10 @@ def test_stored_numbers_come_back_as_they_were(limit_w: float, over_s: float) ->
 @pytest.mark.parametrize(
     ("data", "says"),
     [
-        (window(limit="20 Wx", over="1d"), "limit: '20 Wx' is not a power or an energy, such as '2 W' or '20 Wh'"),
+        (
+            window(limit="20 Wx", over="1d"),
+            "limit: '20 Wx' is not a power or an energy, such as '2 W' or '20 Wh'",
+        ),
         (window(limit="20", over="1d"), "'20' is not a power or an energy"),
         (window(limit=20, over="1d"), "'20' is not a power or an energy"),
         (window(limit="-2 W", over="1d"), "'-2 W' is not a power"),
@@ -139,14 +146,20 @@ def test_stored_numbers_come_back_as_they_were(limit_w: float, over_s: float) ->
         ({"windows": [{"name": "Day", "limit": "2 W", "over": "1d"}]}, "name: String should match"),
         ({"windows": [{"name": "battery", "limit": "2 W", "over": "1d"}]}, "cannot be called 'battery'"),
         ({"windows": [{"name": "a", "limit": "2 W", "over": "1d"}] * 2}, "window 'a' is named twice"),
-        ({"windows": [{"name": f"w{n}", "limit": "2 W", "over": "1d"} for n in range(17)]}, "at most 16 items"),
+        (
+            {"windows": [{"name": f"w{n}", "limit": "2 W", "over": "1d"} for n in range(17)]},
+            "at most 16 items",
+        ),
         ({"reserve": "much"}, "reserve: 'much' is not a share, such as '20 %'"),
         ({"reserve": "60 %"}, "less than or equal to 0.5"),
         ({"max_wait": "soon"}, "max_wait: 'soon' is not a time"),
         ({"max_wait_s": -1}, "greater than or equal to 0"),
         ({"temperature": {"ceiling": "75 F"}}, "ceiling: '75 F' is not a temperature, such as '75 C'"),
         ({"temperature": {"ceiling": "300 C"}}, "less than or equal to 110"),
-        ({"battery": {"curve": [{"at": "80 %", "limit": "4 W"}, {"at": "20 %", "limit": "1 W"}]}}, "in order"),
+        (
+            {"battery": {"curve": [{"at": "80 %", "limit": "4 W"}, {"at": "20 %", "limit": "1 W"}]}},
+            "in order",
+        ),
         ({"battery": {"reserve": "120 %"}}, "less than or equal to 1"),
         ({"on_throttling": "panic"}, "'ease', 'hold' or 'ignore'"),
         ({"quiet_hours": [{"begins": "22:00", "ends": "22:00"}]}, "ends at another time"),
@@ -154,7 +167,11 @@ def test_stored_numbers_come_back_as_they_were(limit_w: float, over_s: float) ->
         ({"quiet_hours": [{"begins": "9 pm", "ends": "22:00"}]}, "begins: String should match"),
         ({"quiet_hours": [{"begins": "25:00", "ends": "22:00"}]}, "begins: String should match"),
         (
-            {"tariff": {"periods": [{"begins": "22:00", "ends": "06:00"}, {"begins": "05:00", "ends": "08:00"}]}},
+            {
+                "tariff": {
+                    "periods": [{"begins": "22:00", "ends": "06:00"}, {"begins": "05:00", "ends": "08:00"}]
+                }
+            },
             "22:00 to 06:00 and 05:00 to 08:00 overlap",
         ),
         ({"tariff": {"low_waits": {"by": "price_per_kwh", "at_most": 1}}}, "low_waits needs price_per_kwh"),
@@ -212,3 +229,26 @@ def test_adjacent_periods_do_not_overlap() -> None:
         {"begins": "12:00", "ends": "24:00"},
     ]
     assert len(Tariff.model_validate({"periods": periods}).periods) == 2
+
+
+def test_every_setting_is_documented_under_the_name_that_takes_a_unit() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "power-budget.md").read_text("utf-8")
+    rows = "\n".join(line.split("|")[1] for line in page.splitlines() if line.startswith("| `"))
+    documented = set(re.findall(r"`([a-z_.0-9]+)`", rows))
+    assert set(settings_of(Budget)) - documented == {
+        "windows",
+        "battery",
+        "temperature",
+        "quiet_hours",
+        "tariff",
+        "tariff.low_waits",
+    }
+
+
+def settings_of(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
+    for name, field in model.model_fields.items():
+        stem, _, ending = name.rpartition("_")
+        shown = prefix + (stem if ending in {"s", "w", "c", "share"} else name)
+        yield shown
+        for inner in re.findall(r"edgeslm\.schema\.budget\.(\w+)", str(field.annotation)):
+            yield from settings_of(getattr(budget_schema, inner), f"{shown}.")

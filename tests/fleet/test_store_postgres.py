@@ -1,0 +1,150 @@
+"""The store on a real PostgreSQL, which is started for the test."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+from alembic.autogenerate import compare_metadata
+from alembic.migration import MigrationContext
+
+from edgeslm.errors import FleetError, FleetVersionError
+from edgeslm.fleet.store.database import HEAD, Store, sqlite_url
+from edgeslm.fleet.store.models import AuditRow, Base, DeviceRow, FactRow, TagRow
+
+psycopg = pytest.importorskip("psycopg")
+_BINARIES = sorted(Path("/usr/lib/postgresql").glob("*/bin"), reverse=True)
+_PATH = os.pathsep.join([*(str(path) for path in _BINARIES), os.environ.get("PATH", "")])
+_NOBODY = 65534
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(shutil.which("initdb", path=_PATH) is None, reason="PostgreSQL is not installed"),
+]
+
+NOW = datetime(2026, 11, 24, 12, 30, 15, 123456, tzinfo=UTC)
+
+
+def _run(program: str, *arguments: str) -> None:
+    path = shutil.which(program, path=_PATH)
+    assert path is not None
+    who = (
+        {"user": _NOBODY, "group": _NOBODY} if os.geteuid() == 0 else {}
+    )  # PostgreSQL refuses to run as root
+    subprocess.run([path, *arguments], check=True, capture_output=True, cwd="/", timeout=60, **who)
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[str]:
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        port = sock.getsockname()[1]
+    with tempfile.TemporaryDirectory(prefix="edgeslm-postgres-") as name:
+        data = f"{name}/data"
+        Path(name).chmod(0o700)
+        if os.geteuid() == 0:
+            os.chown(name, _NOBODY, _NOBODY)
+        _run("initdb", "-D", data, "-U", "edgeslm", "-A", "trust", "-E", "UTF8", "--locale=C")
+        options = (
+            f"-p {port} -c listen_addresses=127.0.0.1 -c unix_socket_directories= -c timezone=Asia/Kolkata"
+        )
+        _run("pg_ctl", "-D", data, "-w", "-l", f"{name}/log", "-o", options, "start")
+        try:
+            yield f"postgresql+psycopg://edgeslm@127.0.0.1:{port}"
+        finally:
+            _run("pg_ctl", "-D", data, "-m", "immediate", "stop")
+
+
+@pytest.fixture
+def url(server: str, request: pytest.FixtureRequest) -> str:
+    name = f"t{abs(hash(request.node.name))}"
+    with psycopg.connect(f"{server.replace('+psycopg', '')}/postgres", autocommit=True) as connection:
+        connection.execute(f"CREATE DATABASE {name}")
+    return f"{server}/{name}"
+
+
+def device(name: str) -> DeviceRow:
+    return DeviceRow(
+        name=name,
+        standing="active",
+        key_sha256="0" * 64,
+        notes="",
+        created_at=NOW,
+        tags=[TagRow(tag="north")],
+    )
+
+
+def test_the_migrations_make_the_tables_that_the_code_uses(url: str) -> None:
+    store = Store(url)
+    with store._engine.connect() as connection:
+        context = MigrationContext.configure(connection, opts={"compare_type": True})
+        assert compare_metadata(context, Base.metadata) == []
+    store.close()
+
+
+def test_a_store_of_a_newer_release_is_refused(url: str) -> None:
+    store = Store(url)
+    with store.write() as session:
+        session.connection().exec_driver_sql("UPDATE alembic_version SET version_num = '9999'")
+    store.close()
+    with pytest.raises(FleetVersionError):
+        Store(url)
+
+
+def test_times_come_back_as_they_went_in(url: str) -> None:
+    store = Store(url)
+    with store.write() as session:
+        session.add(AuditRow(at=NOW, actor="a", action="b", subject="c", detail={"d": ["ä"]}))
+    with store.read() as session:
+        (row,) = session.query(AuditRow).all()
+        assert (row.at, row.at.tzinfo, row.detail) == (NOW, UTC, {"d": ["ä"]})
+    store.close()
+
+
+def test_a_part_that_raises_is_undone_alone(url: str) -> None:
+    store = Store(url)
+    with store.write() as session:
+        session.add(device("kitchen"))
+        with pytest.raises(FleetError), store.part(session):  # noqa: PT012 - flushing is what fails
+            session.add(device("kitchen"))
+            session.flush()
+        session.add(device("cellar"))
+    with store.read() as session:
+        assert {row.name for row in session.query(DeviceRow)} == {"kitchen", "cellar"}
+    store.close()
+
+
+def test_rows_move_from_sqlite_and_back_and_numbering_goes_on(url: str, tmp_path: Path) -> None:
+    first, there, back = (
+        Store(sqlite_url(tmp_path / "a.db")),
+        Store(url),
+        Store(sqlite_url(tmp_path / "b.db")),
+    )
+    with first.write() as session:
+        session.add_all([device("kitchen"), device("cellar"), FactRow(key="a", value={"b": 1})])
+    first.copy_to(there)
+    with there.write() as session:
+        session.add(device("attic"))
+    there.copy_to(back)
+    with back.read() as session:
+        assert {row.name for row in session.query(DeviceRow)} == {"kitchen", "cellar", "attic"}
+        assert all([tag.tag for tag in row.tags] == ["north"] for row in session.query(DeviceRow))
+    for store in (first, there, back):
+        store.close()
+
+
+def test_the_revision_is_the_newest(url: str) -> None:
+    store = Store(url)
+    with store.read() as session:
+        assert (
+            session.connection().exec_driver_sql("SELECT version_num FROM alembic_version").scalar_one()
+            == HEAD
+        )
+    store.close()
