@@ -81,11 +81,13 @@ class ModelStore:
             with self._locked():
                 self._clear_leftovers()
 
-    def install(self, slm: Path, *, expected_sha256: str | None = None) -> InstalledPackage:
+    def install(
+        self, slm: Path, *, expected_sha256: str | None = None, verify: bool = False
+    ) -> InstalledPackage:
         """Check the package file `slm` and unpack it under its sha256.
 
-        A package that is here already is only checked as by :meth:`get`, and with `expected_sha256` the file
-        is not even read; one that is here but damaged is replaced.
+        A package that is here already is only checked as by :meth:`get`, or as by :meth:`verify` where that is
+        asked for, and with `expected_sha256` the file is not even read; one that is here but damaged is replaced.
 
         Raises:
             PackageError: what is wrong with the file; :class:`PackageHashError` when not the expected one.
@@ -95,7 +97,7 @@ class ModelStore:
         if sha256 is None:
             read_manifest(slm)  # a file that is no package is refused before all of it is read
             sha256 = sha256_file(slm)
-        present = self._find_sound(sha256)
+        present = self._find_sound(sha256, verify=verify)
         if present is not None:
             return present
         self._need_room(read_manifest(slm))
@@ -107,7 +109,7 @@ class ModelStore:
                     PackageHashError, slm, "is another package than expected",
                     expected=sha256, actual=contents.sha256,
                 )  # fmt: skip
-            self._commit(unpacked, sha256, partial)
+            self._commit(unpacked, sha256, partial, verify=verify)
         return InstalledPackage(self._directory(sha256), contents.manifest, sha256)
 
     def contains(self, sha256: str) -> bool:
@@ -139,12 +141,7 @@ class ModelStore:
             StoreError: the store is unreadable.
             PackageError: one of them is damaged; :meth:`remove` it or install it again.
         """
-        digests = [
-            path.name.removeprefix(_PREFIX)
-            for path in _children(self.root)
-            if path.name.startswith(_PREFIX) and _SHA256.fullmatch(path.name.removeprefix(_PREFIX))
-        ]
-        found = [self.get(digest) for digest in digests]
+        found = [self.get(digest) for digest in self.digests()]
         return tuple(sorted(found, key=lambda item: (item.manifest.name, item.manifest.version, item.sha256)))
 
     def verify(self, installed: InstalledPackage) -> None:
@@ -237,6 +234,47 @@ class ModelStore:
             (self.root / "previous" / name).unlink(missing_ok=True)
             sync_directory(self.root / "previous")
 
+    def drop_current(self, name: str) -> None:
+        """Let no package serve as `name` any longer, and none be its previous one.
+
+        Raises:
+            StoreError: the disk refuses.
+        """
+        _check_name(name)
+        with self._locked():
+            for slot in SLOTS:
+                with writing(self.root / slot / name):
+                    (self.root / slot / name).unlink(missing_ok=True)
+                    sync_directory(self.root / slot)
+
+    def digests(self) -> tuple[str, ...]:
+        """sha256 of every installed package, sound or not, in order.
+
+        Raises:
+            StoreError: the store is unreadable.
+        """
+        names = [
+            path.name.removeprefix(_PREFIX) for path in _children(self.root) if path.name.startswith(_PREFIX)
+        ]
+        return tuple(name for name in names if _SHA256.fullmatch(name))
+
+    def names(self, slot: Slot) -> tuple[str, ...]:
+        """Names for which some package is current or previous, in order.
+
+        Raises:
+            StoreError: the store is unreadable.
+        """
+        return tuple(link.name for link in _children(self.root / slot))
+
+    def digest(self, slot: Slot, name: str) -> str | None:
+        """sha256 of the package that is current or previous for `name`, whether it is installed or not.
+
+        Raises:
+            StoreError: the link is broken.
+        """
+        _check_name(name)
+        return self._read_link(slot, name)
+
     def current(self, name: str) -> InstalledPackage | None:
         """The package that serves as `name`, or ``None`` if none was ever chosen.
 
@@ -255,11 +293,16 @@ class ModelStore:
     def _directory(self, sha256: str) -> Path:
         return self.root / f"{_PREFIX}{_checked_sha256(sha256)}"
 
-    def _find_sound(self, sha256: str) -> InstalledPackage | None:
+    def _find_sound(self, sha256: str, *, verify: bool) -> InstalledPackage | None:
+        if not self.contains(sha256):
+            return None
         try:
-            return self.get(sha256) if self.contains(sha256) else None
+            found = self.get(sha256)
+            if verify:
+                self.verify(found)
         except PackageError:
             return None  # installing again is the cure
+        return found
 
     def _need_room(self, manifest: Manifest) -> None:
         members_bytes = sum(member.size_bytes for member in manifest.files.values())
@@ -276,11 +319,11 @@ class ModelStore:
                 hint="Remove a package that is no longer needed",
             )
 
-    def _commit(self, unpacked: Path, sha256: str, partial: Path) -> None:
+    def _commit(self, unpacked: Path, sha256: str, partial: Path, *, verify: bool) -> None:
         """Give `unpacked` its name, unless another process was first; a damaged one moves out of the way."""
         directory = self._directory(sha256)
         with self._locked(), writing(directory):
-            if self._find_sound(sha256) is not None:
+            if self._find_sound(sha256, verify=verify) is not None:
                 return
             if directory.is_dir():
                 directory.rename(partial / "damaged")

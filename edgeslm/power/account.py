@@ -189,6 +189,12 @@ class EnergyAccount:
         """Joules of the whole board since the first sample, as told in intervals."""
         return self._told_j
 
+    @property
+    def told(self) -> tuple[float | None, float]:
+        """Monotonic time up to which :attr:`total_j` is told (``None`` before the first sample), and that total."""
+        with self._lock:
+            return self._told_s, self._told_j
+
     def state(self) -> dict[str, object]:
         """What was learned, for the next start."""
         draw = self._draw

@@ -42,11 +42,13 @@ class AssignedRelease(WireModel):
     Attributes:
         sha256: of the package; the signed repository has to vouch for the same.
         allow_downgrade: it may replace a newer version, though never one below the security floor.
+        force: try it although it failed here before.
     """
 
     version: SemanticVersion
     sha256: Sha256
     allow_downgrade: bool = False
+    force: bool = False
 
 
 class AssignedConfig(WireModel):
