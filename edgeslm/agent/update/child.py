@@ -175,15 +175,19 @@ class TrialProcess:
 
     def close(self) -> None:
         """End it, and wait for that. Idempotent."""
+        if self._child.returncode is None:
+            # Before its pipes close: it would end by that, and its group with what it started could not be found.
+            self._kill_group()
+            self._child.wait(_KILL_WAIT_S)
         self._selector.close()
         for stream in (self._in, self._out):
             with contextlib.suppress(OSError):
                 stream.close()
-        if self._child.poll() is None:
-            # The whole group: what a candidate might have started must not outlive it.
-            with contextlib.suppress(ProcessLookupError, PermissionError):
-                os.killpg(self._child.pid, signal.SIGKILL)
-            self._child.wait(_KILL_WAIT_S)
+
+    def _kill_group(self) -> None:
+        """What a candidate might have started must not outlive it."""
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(self._child.pid, signal.SIGKILL)
 
     # --- parts -------------------------------------------------------------------------------------------------
 
@@ -229,6 +233,7 @@ class TrialProcess:
             code = self._child.wait(_KILL_WAIT_S)
         except subprocess.TimeoutExpired:
             return self._fault("hung", f"it closed its output {when} and went on")
+        self._kill_group()
         if code == -signal.SIGKILL:
             # Nobody but the kernel sends it this, for want of memory.
             return self._fault("out_of_memory", f"it was killed {when}")
