@@ -128,6 +128,7 @@ class TrialProcess:
         self._settings = settings
         self._memory_low = memory_low
         self._pending = b""
+        self._is_over = False
         self._peak_mb: float | None = None
         arguments = ["--parent", str(os.getpid()), "--store", str(installed.directory.parent)]
         arguments += ["--sha256", installed.sha256, "--threads", str(settings.threads)]
@@ -175,10 +176,11 @@ class TrialProcess:
 
     def close(self) -> None:
         """End it, and wait for that. Idempotent."""
-        if self._child.returncode is None:
+        if not self._is_over:
             # Before its pipes close: it would end by that, and its group with what it started could not be found.
             self._kill_group()
             self._child.wait(_KILL_WAIT_S)
+            self._is_over = True
         self._selector.close()
         for stream in (self._in, self._out):
             with contextlib.suppress(OSError):
@@ -233,6 +235,7 @@ class TrialProcess:
             code = self._child.wait(_KILL_WAIT_S)
         except subprocess.TimeoutExpired:
             return self._fault("hung", f"it closed its output {when} and went on")
+        self._is_over = True
         self._kill_group()
         if code == -signal.SIGKILL:
             # Nobody but the kernel sends it this, for want of memory.
