@@ -60,7 +60,7 @@ GROUPS = (
             *("window_overshoot", "budget_used", "budget_used_net", "high_priority_on_time"),
             *("fixed_duty_budget_used", "fixed_duty_window_overshoot", "fixed_duty_high_priority_on_time"),
         ),
-        lambda quick: {**measure_enforcement()},
+        lambda quick: {**measure_enforcement(most_seeds=1 if quick else None)},
     ),
     Group(("energy_error", "attribution_error"), _energy),
     Group(("prediction_error", "prediction_error_real"), _prediction),

@@ -94,11 +94,10 @@ class JobQueue:
         except IndexError:
             return None
 
-    def ahead(self, priority: Priority) -> list[Job]:
-        """Jobs that go before a new one of `priority`."""
+    def waiting(self) -> list[Job]:
+        """Jobs that wait, by priority."""
         with self._changed:
-            upto = _PRIORITIES.index(priority) + 1
-            return [job for line in _PRIORITIES[:upto] for job in self._lines[line]]
+            return list(self._all())
 
     def wake(self) -> None:
         """Something changed that decides who leaves: a job was cancelled, the budget is another."""
@@ -111,18 +110,18 @@ class JobQueue:
             self._closed = True
             self._changed.notify_all()
 
-    def _waiting(self) -> Iterator[Job]:
+    def _all(self) -> Iterator[Job]:
         for line in self._lines.values():
             yield from line
 
     def _next_gone(self) -> Turn | None:
         now_s = time.monotonic()
-        gone = (job for job in self._waiting() if job.cancelled.is_set() or job.expired(now_s))
+        gone = (job for job in self._all() if job.cancelled.is_set() or job.expired(now_s))
         job = next(gone, None)
         return None if job is None else Turn(job)
 
     def _wait_s(self, look_again_s: float) -> float:
         """Until the budget looks again, or the next job is too late."""
-        deadlines_s = (job.deadline_s for job in self._waiting() if job.deadline_s is not None)
+        deadlines_s = (job.deadline_s for job in self._all() if job.deadline_s is not None)
         until_s = min(deadlines_s, default=look_again_s)
         return min(max(min(until_s, look_again_s) - time.monotonic(), 0.0), _LONGEST_WAIT_S)

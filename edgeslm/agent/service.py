@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Protocol
 
 import edgeslm
 from edgeslm import codec, topics
@@ -25,8 +26,9 @@ from edgeslm.agent.job import Job, ReplyAddress
 from edgeslm.agent.journal import Journal
 from edgeslm.agent.metrics import Outcome, outcome_of
 from edgeslm.agent.outbox import Outbox
-from edgeslm.agent.ports import EnergyMeter, Link, Message, Model
+from edgeslm.agent.ports import EnergyMeter, Message, Model
 from edgeslm.agent.queue import JobQueue, Pick, Turn, in_order
+from edgeslm.agent.serving import ServedModels
 from edgeslm.agent.telemetry import Telemetry
 from edgeslm.agent.worker import Worker
 from edgeslm.errors import (
@@ -43,6 +45,10 @@ from edgeslm.power.monitor import PowerMonitor
 from edgeslm.power.steward import Ask, Plan, Steward
 from edgeslm.schema.message import Availability, Info, ModelInfo, PromptRequest, Result
 
+if TYPE_CHECKING:
+    from edgeslm.agent.renewal import Renewal
+    from edgeslm.link.port import SubscribingLink
+
 log = logging.getLogger(__name__)
 
 _MAX_INBOX = 4096
@@ -54,6 +60,7 @@ _MAX_DELAYED_ACKS = 8
 """Acknowledging takes the interpreter away from the worker just when it decodes. It waits until an answer is out, but
 no longer than this, and for no more messages than this: a broker has some twenty on the way to us at once."""
 _PRUNE_INTERVAL_S = 600.0
+_LOOK_AT_CERTIFICATE_S = 60.0
 
 
 @dataclass(frozen=True)
@@ -72,6 +79,11 @@ class _Published:
 
 
 @dataclass(frozen=True)
+class _ModelsChanged:
+    """Other models are served than before."""
+
+
+@dataclass(frozen=True)
 class _Flush:
     """Acknowledge at once what waits for it."""
 
@@ -81,7 +93,7 @@ class _Stop:
     """Leave the dispatcher."""
 
 
-_Event = Message | _Connected | _Disconnected | _Published | _Flush | _Stop
+_Event = Message | _Connected | _Disconnected | _Published | _ModelsChanged | _Flush | _Stop
 
 
 @dataclass(frozen=True)
@@ -134,20 +146,42 @@ class PowerSide:
             self.exposition.stop()
 
 
+class UpdateSide(Protocol):
+    """What follows assignments beside the agent."""
+
+    @property
+    def topic(self) -> str:
+        """Where assignments come from."""
+
+    def on_message(self, message: Message) -> None:
+        """Something came on :attr:`topic`; on the link's thread."""
+
+    def connected(self) -> None:
+        """The broker is there; on the dispatcher's thread."""
+
+    def start(self) -> None:
+        """Begin."""
+
+    def stop(self) -> None:
+        """End; afterwards nothing is swapped any more."""
+
+
 class Agent:
     """One device agent. :meth:`start` returns at once; :meth:`stop` leaves nothing half done."""
 
     def __init__(
         self,
         identity: AgentIdentity,
-        models: Mapping[str, Model],
-        link: Link,
+        models: Mapping[str, Model] | ServedModels,
+        link: SubscribingLink,
         meter: EnergyMeter,
         journal: Journal,
         limits: AgentLimits = AgentLimits(),
         *,
         power: PowerSide | None = None,
         listeners: Mapping[str, Callable[[Message], None]] | None = None,
+        updates: UpdateSide | None = None,
+        renewal: Renewal | None = None,
     ) -> None:
         """Take the parts.
 
@@ -155,9 +189,15 @@ class Agent:
             models: by name; the first is the default.
             power: measures and spends, if anything does; `meter` is a part of it then.
             listeners: topics of others that this device listens to, each with who is told, on the link's thread.
+            updates: changes the models, if anything does.
+            renewal: keeps the certificate fresh, on a device that has one of a fleet.
         """
         self._identity = identity
-        self._models = models
+        self._models = models if isinstance(models, ServedModels) else ServedModels(models)
+        self._models.on_change = lambda: self._inbox.put(_ModelsChanged())
+        self._pools: dict[str, str] = {}
+        self._updates = updates
+        self._renewal = renewal
         self._link = link
         self._meter = meter
         self._journal = journal
@@ -180,7 +220,7 @@ class Agent:
         self._worker = Worker(
             fleet=identity.fleet,
             device=identity.device,
-            models=models,
+            models=self._models,
             meter=meter,
             queue=self._queue,
             journal=journal,
@@ -204,6 +244,10 @@ class Agent:
             listener(message)
             message.acknowledge()
             return
+        if self._updates is not None and message.topic == self._updates.topic:
+            self._updates.on_message(message)
+            message.acknowledge()
+            return
         # Unacknowledged QoS 1 messages are bounded by the link's receive window; a flood of QoS 0 is shed here.
         if message.qos == 0 and self._inbox.qsize() > _MAX_INBOX:
             return
@@ -222,6 +266,20 @@ class Agent:
         """Part of ``LinkEvents``."""
         self._inbox.put(_Published(token))
 
+    def publish(self, message: Message) -> int | None:
+        """Hand a message of another part of the device over; see ``Link.publish``."""
+        return self._link.publish(message)
+
+    def listen(self, topic: str, told: Callable[[Message], None]) -> None:
+        """Listen to one more topic, at QoS 0; `told` on the link's thread. From any thread."""
+        self._listeners[topic] = told
+        self._link.subscribe([(topic, 0)])
+
+    def unlisten(self, topic: str) -> None:
+        """Listen to `topic` no longer. From any thread."""
+        self._link.unsubscribe([topic])
+        self._listeners.pop(topic, None)
+
     # --- life --------------------------------------------------------------------------------------------------
 
     def start(self) -> None:
@@ -237,6 +295,8 @@ class Agent:
         for thread in self._threads:
             thread.start()
         self._link.start(self, self._filters())
+        if self._updates is not None:
+            self._updates.start()
 
     def wait_connected(self, timeout_s: float | None = None) -> bool:
         """Wait for the broker; ``False`` if it did not accept us within `timeout_s`."""
@@ -244,6 +304,8 @@ class Agent:
 
     def stop(self) -> None:
         """Finish the running prompt, say goodbye, close the journal. Waiting prompts run after a restart."""
+        if self._updates is not None:
+            self._updates.stop()
         self._queue.close()
         for thread in self._threads[1:]:
             thread.join()
@@ -255,6 +317,8 @@ class Agent:
         self._threads[0].join()
         self._note_confirmed()
         self._journal.close()
+        if self._renewal is not None:
+            self._renewal.stop()
 
     @property
     def waiting(self) -> int:
@@ -270,12 +334,20 @@ class Agent:
             (topics.device_topic(fleet, device, "cancel"), 1),
         ]
         filters += [(topic, 0) for topic in self._listeners]
-        if self._identity.pool:
-            filters += [
-                (topics.shared_subscription(fleet, topics.pool_topic(fleet, model)), 1)
-                for model in self._models
-            ]
-        return filters
+        if self._updates is not None:
+            filters.append((self._updates.topic, 1))
+        if self._renewal is not None:
+            filters.append((self._renewal.topic, 1))
+        self._pools = self._pool_filters()
+        return filters + [(name, 1) for name in self._pools.values()]
+
+    def _pool_filters(self) -> dict[str, str]:
+        """The subscription to each pool that this device takes prompts from, by model."""
+        fleet = self._identity.fleet
+        return {
+            name: topics.shared_subscription(fleet, topics.pool_topic(fleet, name))
+            for name in (self._models.names() if self._identity.pool else ())
+        }
 
     def _recover(self) -> None:
         now, now_s = time.time(), time.monotonic()
@@ -303,7 +375,7 @@ class Agent:
         if self._steward is None:
             return None
         request = job.request
-        model = self._models[request.model or next(iter(self._models))]
+        model = self._models.get(request.model)
         asked = request.options.max_tokens or model.max_answer_tokens
         prompt_tokens = model.count_tokens(request.prompt)
         return self._steward.plan(
@@ -334,7 +406,11 @@ class Agent:
         """What became of `job`, for metrics and ledger."""
         if self._power is None:
             return
-        model = self._models[job.request.model or next(iter(self._models))].name
+        try:
+            model = self._models.get(job.request.model).name
+        except UnknownModelError as error:
+            log.info("%s: %s", job.id, error)  # it is served no longer: nothing was spent on it
+            return
         self._power.telemetry.add_outcome(outcome_of(result, model, job.plan))
         if job.plan is None and result.receipt is not None:
             self._power.monitor.ledger.note(
@@ -370,10 +446,13 @@ class Agent:
             if len(self._delayed_acks) >= _MAX_DELAYED_ACKS or time.monotonic() >= self._acks_due_s:
                 self._acknowledge_delayed()
             self._prune()
+            self._look_at_certificate()
 
     def _next_events(self) -> list[_Event]:
         """What the inbox holds, at most a batch; waits for something, or for delayed acknowledgements to be due."""
-        timeout_s = max(0.0, self._acks_due_s - time.monotonic()) if self._delayed_acks else None
+        timeout_s = None if self._renewal is None else _LOOK_AT_CERTIFICATE_S
+        if self._delayed_acks:
+            timeout_s = max(0.0, self._acks_due_s - time.monotonic())
         try:
             events = [self._inbox.get(timeout=timeout_s)]
         except queue.Empty:
@@ -394,12 +473,20 @@ class Agent:
             case _Published(token):
                 self._outbox.published(token)
                 self._acknowledge_delayed()
+                if self._renewal is not None:
+                    self._renewal.published(token)
+            case _ModelsChanged():
+                self._models_changed()
             case _Flush():
                 self._acknowledge_delayed()
             case _Connected():
                 self._announce()
                 self._outbox.connected()
                 self._connected.set()
+                if self._renewal is not None:
+                    self._renewal.connected()
+                if self._updates is not None:
+                    self._updates.connected()
                 if self._telemetry is not None:
                     self._telemetry.connected()
             case _Disconnected(reason):
@@ -407,8 +494,20 @@ class Agent:
                 log.warning("broker lost: %s", reason)
                 self._outbox.disconnected()
 
+    def _look_at_certificate(self) -> None:
+        if self._renewal is None:
+            return
+        try:
+            self._renewal.tick()
+        except EdgeslmError:
+            log.exception("the certificate cannot be renewed")
+
     def _receive(self, message: Message) -> None:
         identity = self._identity
+        if self._renewal is not None and message.topic == self._renewal.topic:
+            self._renewal.take(message.payload)
+            message.acknowledge()
+            return
         decision = intake.read(message, identity.fleet, identity.device, self._limits.max_body_bytes)
         match decision:
             case intake.Prompt(request, reply):
@@ -416,7 +515,7 @@ class Agent:
                     self._take(request, reply, message)
                 except EdgeslmError as error:
                     if isinstance(error, BudgetError) and self._power is not None:
-                        model = self._models[request.model or next(iter(self._models))]
+                        model = self._models.get(request.model)
                         self._power.telemetry.add_outcome(Outcome(model.name, "refused"))
                     self._refuse(request.id, reply, error)
                     message.acknowledge()
@@ -443,7 +542,9 @@ class Agent:
             message.acknowledge()
             return
         self._check(request)
-        if len(self._queue) + len(self._accepting) >= self._limits.max_queue:
+        # An alarm must not be lost since the rest waits for energy: it finds as many places again.
+        places = self._limits.max_queue * (2 if request.options.priority == "high" else 1)
+        if len(self._queue) + len(self._accepting) >= places:
             wait_s = round(self._worker.mean_job_s * len(self._queue) / 2, 2)
             raise BusyError(f"{self._limits.max_queue} prompts are waiting", retry_after_s=max(wait_s, 0.1))
         if request.options.temperature > 0 and request.options.seed is None:
@@ -462,9 +563,8 @@ class Agent:
         job.plan = self._plan(job)
         if self._steward is None or job.plan is None:
             return
-        ahead = self._queue.ahead(job.request.options.priority) + [other for other, _ in self._accepting]
-        ahead_j = sum(other.plan.work.estimate.p90_j for other in ahead if other.plan is not None)
-        self._steward.admit(job.plan, ahead_j)
+        waiting = [*self._queue.waiting(), *(other for other, _ in self._accepting)]
+        self._steward.admit(job.plan, [other.plan for other in waiting if other.plan is not None])
 
     def _acknowledge_after(self, job: Job, message: Message) -> None:
         if job.settled.is_set():
@@ -475,10 +575,7 @@ class Agent:
     def _check(self, request: PromptRequest) -> None:
         if request.task != "generate":
             raise BadRequestError(f"task '{request.task}' is not served here (served: generate)")
-        if request.model is not None and request.model not in self._models:
-            raise UnknownModelError(
-                f"model '{request.model}' is not served here (served: {', '.join(self._models)})"
-            )
+        self._models.get(request.model)
 
     def _ask_again(
         self, first: PromptRequest, again: PromptRequest, reply: ReplyAddress, running: Job | None
@@ -559,8 +656,19 @@ class Agent:
         self._last_prune_s = time.monotonic()
         self._journal.prune(time.time() - self._limits.answered_window_s, self._limits.max_answered)
 
+    def _models_changed(self) -> None:
+        before, self._pools = self._pools, self._pool_filters()
+        if added := [(self._pools[name], 1) for name in self._pools.keys() - before.keys()]:
+            self._link.subscribe(added)
+        if gone := [before[name] for name in before.keys() - self._pools.keys()]:
+            self._link.unsubscribe(gone)
+        self._tell_info()
+
     def _announce(self) -> None:
         self._link.publish(self._availability("online"))
+        self._tell_info()
+
+    def _tell_info(self) -> None:
         topic = topics.device_topic(self._identity.fleet, self._identity.device, "info")
         self._link.publish(Message(topic, codec.encode(self.info()), retain=True))
 
@@ -569,12 +677,13 @@ class Agent:
 
     def info(self) -> Info:
         """The retained self-description."""
-        models = tuple(_model_info(model) for model in self._models.values())
+        served = self._models.all()
+        models = tuple(_model_info(model) for model in served)
         return Info(
             device=self._identity.device,
             agent=edgeslm.__version__,
             python=platform.python_version(),
-            runtime=next(iter(self._models.values())).runtime_name,
+            runtime=served[0].runtime_name if served else "none",
             board=self._identity.board,
             tasks=tuple(sorted({model.task for model in models})),
             models=models,

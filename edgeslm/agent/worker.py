@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 
 from edgeslm import codec, topics
 from edgeslm.agent.answering import answer_request
@@ -19,6 +19,7 @@ from edgeslm.agent.journal import Journal
 from edgeslm.agent.outbox import Outbox
 from edgeslm.agent.ports import EnergyMeter, Link, Message, Model
 from edgeslm.agent.queue import JobQueue, Turn
+from edgeslm.agent.serving import ServedModels
 from edgeslm.errors import CancelledError, DeadlineError, EdgeslmError, InferenceError, JournalError
 from edgeslm.power.governor_types import Go, Refuse, Run, Stop
 from edgeslm.power.steward import CHUNK_TOKENS, Plan, Spent, Steward
@@ -109,7 +110,7 @@ class Worker:
         *,
         fleet: str,
         device: str,
-        models: Mapping[str, Model],
+        models: ServedModels,
         meter: EnergyMeter,
         queue: JobQueue,
         journal: Journal,
@@ -150,9 +151,6 @@ class Worker:
             self._file(job, result)
             self._report(job, result)
 
-    def _model(self, job: Job) -> Model:
-        return self._models[job.request.model or next(iter(self._models))]
-
     def _result(self, turn: Turn) -> Result:
         job = turn.job
         try:
@@ -161,10 +159,12 @@ class Worker:
             if job.expired(time.monotonic()):
                 raise DeadlineError("the deadline passed in the queue")
             if self._steward is None or job.plan is None or turn.decision is None:
-                return self._answer(job, None)
+                with self._models.turn(job.request.model) as model:
+                    return self._answer(model, job, None)
             if isinstance(turn.decision, Refuse):
                 raise self._steward.refusal(job.plan, turn.decision)
-            return self._answer_within(self._steward, job, job.plan, turn.decision)
+            with self._models.turn(job.request.model) as model:
+                return self._answer_within(self._steward, model, job, job.plan, turn.decision)
         except EdgeslmError as error:
             if self._steward is not None and job.plan is not None and not isinstance(turn.decision, Run):
                 self._steward.file(job.plan, None)
@@ -173,15 +173,14 @@ class Worker:
             log.exception("prompt %s failed", job.id)
             return error_result(job.id, self._device, InferenceError(f"unexpected {type(error).__name__}"))
 
-    def _answer_within(self, steward: Steward, job: Job, plan: Plan, run: Run) -> Result:
+    def _answer_within(self, steward: Steward, model: Model, job: Job, plan: Plan, run: Run) -> Result:
         """Answer as the budget allows, and tell it what that took."""
-        model = self._model(job)
         setting = steward.begin(plan, run)
         spent: Spent | None = None
         pacing = _Pacing(steward, self._queue, job)
         try:
             model.set_threads(setting.threads)
-            result = self._answer(job, run.max_tokens, pacing)
+            result = self._answer(model, job, run.max_tokens, pacing)
             receipt = result.receipt
             if receipt is not None:
                 spent = Spent(
@@ -197,7 +196,9 @@ class Worker:
         finally:
             steward.end(spent)
 
-    def _answer(self, job: Job, max_tokens: int | None, pacing: _Pacing | None = None) -> Result:
+    def _answer(
+        self, model: Model, job: Job, max_tokens: int | None, pacing: _Pacing | None = None
+    ) -> Result:
         request = job.request
         if max_tokens is not None:
             options = request.options.model_copy(update={"max_tokens": max_tokens})
@@ -215,7 +216,7 @@ class Worker:
             return None if pacing is None else pacing.step()
 
         result = answer_request(
-            self._model(job),
+            model,
             self._meter,
             request,
             self._device,

@@ -57,6 +57,7 @@ def run(path: Path | None, **overrides: Any) -> None:
     from edgeslm.agent.memory import release_startup_pages, share_one_heap  # noqa: PLC0415
 
     config = _config(path, overrides)
+    config = wiring.as_member(config, wiring.find_identity(config.state_dir))
     share_one_heap()
     # The worker computes in short native calls that keep the interpreter, and asks for it again between them. At the
     # default of 5 ms the other threads would wait out whole answers, and their turns would delay it as much.

@@ -25,6 +25,7 @@ from edgeslm.cli.fleet_common import (
     passphrase_option,
     utc_now,
 )
+from edgeslm.cli.fleet_release import keys_of, keys_option, running_distribution
 from edgeslm.cli.output import json_option, print_json, reporting_errors
 from edgeslm.codec import describe
 from edgeslm.errors import UsageError
@@ -157,13 +158,28 @@ def _new_passphrase(file: Path | None) -> bytes:
     is_flag=True,
     help="Also run the broker and its door, if this fleet's do not run here.",
 )
+@click.option(
+    "--releases-port",
+    type=click.IntRange(0, 65_535),
+    default=8080,
+    show_default=True,
+    help="Where to serve the fleet's releases, if it has any. 0: any port.",
+)
+@click.option("--no-releases", is_flag=True, help="Leave serving releases to others.")
 @fleet_options
+@keys_option
 @passphrase_option
 @reporting_errors
 def serve(
-    with_broker: bool, fleet_dir: Path | None, fleet_name: str | None, passphrase_file: Path | None
+    with_broker: bool,
+    releases_port: int,
+    no_releases: bool,
+    fleet_dir: Path | None,
+    fleet_name: str | None,
+    keys_dir: Path | None,
+    passphrase_file: Path | None,
 ) -> None:
-    """Answer devices until SIGTERM or Ctrl-C: first contact, renewal of certificates, presence.
+    """Answer devices until SIGTERM or Ctrl-C: first contact, renewal of certificates, presence, releases.
 
     While it does not run, devices that have joined work on; new ones wait.
     """
@@ -192,6 +208,10 @@ def serve(
                 err=True,
             )
         service = stack.enter_context(running_service(fleet))
+        if not no_releases and (fleet.directory.releases / "public").is_dir():
+            keys = keys_of(fleet, keys_dir)
+            distribution = stack.enter_context(running_distribution(fleet, keys, "0.0.0.0", releases_port))  # noqa: S104
+            click.echo(f"releases of fleet {fleet.directory.name} at {distribution.url}", err=True)
         was_connected = False
         while not stop.wait(_WATCH_S):
             if process is not None and not process.is_running:

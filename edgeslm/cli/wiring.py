@@ -5,6 +5,7 @@ Imports are inside the functions: each command loads what it needs, and the agen
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Mapping
 from importlib import resources
@@ -15,21 +16,29 @@ from typing import TYPE_CHECKING, Any
 import yaml
 from pydantic import ValidationError
 
+import edgeslm
 from edgeslm.codec import describe
 from edgeslm.errors import ConfigError, PackageError
 from edgeslm.schema.config import AgentConfig, RuntimeChoice
 
 if TYPE_CHECKING:
+    from edgeslm.agent.ports import Model
+    from edgeslm.agent.renewal import Renewal
     from edgeslm.agent.service import Agent, PowerSide
+    from edgeslm.cli.wiring_updates import Updates
     from edgeslm.link.port import Link, Message
     from edgeslm.power.meters.discovery import Discovery
     from edgeslm.power.steward import Steward
     from edgeslm.runtime.model import LoadedModel
     from edgeslm.schema.board import Board
     from edgeslm.schema.installed import InstalledPackage
+    from edgeslm.trust.identity import Identity
+
+log = logging.getLogger(__name__)
 
 BUILTIN = "builtin:"
 CACHE_NAME = "cache"
+IDENTITY_NAME = "identity"
 _TRIAL_PROMPTS = 3
 _TRIAL_TOKENS = 24
 
@@ -135,6 +144,12 @@ def parse_agent_config(data: Any, overrides: dict[str, Any], path: str | None) -
             }
         else:
             merged[key] = value
+    if "device" not in merged:
+        identity = find_identity(
+            Path(str(merged.get("state_dir", AgentConfig.model_fields["state_dir"].default)))
+        )
+        if identity is not None:
+            merged["device"] = identity.facts.device
     try:
         return AgentConfig.model_validate(merged)
     except ValidationError as error:
@@ -145,6 +160,29 @@ def parse_agent_config(data: Any, overrides: dict[str, Any], path: str | None) -
         ) from error
 
 
+def find_identity(state_dir: Path) -> Identity | None:
+    """Who this device is, if it has joined a fleet (``edgeslm agent enrol``).
+
+    Raises:
+        IdentityError: it cannot be read.
+        CertificateError: its certificate is not what it was.
+    """
+    directory = state_dir / IDENTITY_NAME
+    if not directory.is_dir():
+        return None
+    from edgeslm.trust.identity import IdentityStore  # noqa: PLC0415
+
+    return IdentityStore(directory).current()
+
+
+def as_member(config: AgentConfig, identity: Identity | None) -> AgentConfig:
+    """`config` with the names and the broker that the fleet gave to this device, which come before all settings."""
+    if identity is None:
+        return config
+    names = {"fleet": identity.facts.fleet, "device": identity.facts.device}
+    return config.model_copy(update={**names, "broker": identity.broker_config(config.broker)})
+
+
 def build_agent(config: AgentConfig, config_dir: Path) -> Agent:
     """An agent over MQTT, its models loaded and proved.
 
@@ -153,44 +191,136 @@ def build_agent(config: AgentConfig, config_dir: Path) -> Agent:
     """
     from edgeslm.agent.journal import Journal  # noqa: PLC0415
     from edgeslm.agent.service import Agent, AgentIdentity, AgentLimits, availability  # noqa: PLC0415
+    from edgeslm.agent.serving import ServedModels  # noqa: PLC0415
     from edgeslm.link.mqtt import MqttLink  # noqa: PLC0415
     from edgeslm.power.boards import choose_board  # noqa: PLC0415
     from edgeslm.runtime.model import load_model  # noqa: PLC0415
 
+    identity = find_identity(config.state_dir)
+    config = as_member(config, identity)
     board = choose_board(config.board)
     threads = config.threads or board.threads
-    models = {}
-    for reference in config.models:
-        installed = install_package(reference, config.state_dir / "models", config_dir)
-        name = installed.manifest.name
-        if name in models:
-            raise ConfigError(f"two packages are called '{name}'", key="models")
-        models[name] = load_model(installed, config.runtime, threads, config.state_dir / CACHE_NAME)
+    files = _package_files(config, config_dir)
     will = availability(config.fleet, config.device, "offline")
     link = MqttLink(config.broker, f"edgeslm-{config.fleet}-{config.device}", will)
-    sizes_bytes = {
-        model.name: model.installed.manifest.files[model.graph_file].size_bytes for model in models.values()
-    }
+    sizes_bytes: dict[str, int] = {}
     power, listeners = build_power(config, board, link, threads, sizes_bytes)
-    if power.steward is not None:
+    steward = power.steward
+
+    def load(installed: InstalledPackage) -> Model:
+        model = load_model(installed, config.runtime, threads, config.state_dir / CACHE_NAME)
+        sizes_bytes[model.name] = installed.manifest.files[model.graph_file].size_bytes
+        return model
+
+    def warm(model: Model) -> None:
+        if steward is not None and not steward.knows(model.name):
+            try_out(model, board, steward)
+
+    updates = _build_updates(config, identity, files, board, power, threads, link)
+    try:
+        if updates is None:
+            store_dir = config.state_dir / "models"
+            models: dict[str, Model] = {
+                name: load(install_package(str(file), store_dir)) for name, file in files.items()
+            }
+        else:
+            models = updates.boot(load)
         for model in models.values():
-            if not power.steward.knows(model.name):
-                try_out(model, board, power.steward)
-    limits = config.limits
-    return Agent(
-        identity=AgentIdentity(config.fleet, config.device, board.name, config.pool),
-        models=models,
-        link=link,
-        meter=power.monitor.meter,
-        journal=Journal(config.state_dir / "agent.db"),
-        limits=AgentLimits(
-            max_queue=limits.max_queue,
-            max_body_bytes=limits.max_body_bytes,
-            answered_window_s=limits.answered_window_s,
-            max_answered=limits.max_answered,
-        ),
-        power=power,
-        listeners=listeners,
+            warm(model)
+        served = ServedModels(models, load, warm)
+        limits = config.limits
+        agent = Agent(
+            identity=AgentIdentity(config.fleet, config.device, board.name, config.pool),
+            models=served,
+            link=link,
+            meter=power.monitor.meter,
+            journal=Journal(config.state_dir / "agent.db"),
+            limits=AgentLimits(
+                max_queue=limits.max_queue,
+                max_body_bytes=limits.max_body_bytes,
+                answered_window_s=limits.answered_window_s,
+                max_answered=limits.max_answered,
+            ),
+            power=power,
+            listeners=listeners,
+            updates=None if updates is None else updates.following,
+            renewal=None if identity is None else build_renewal(config, identity, board, link),
+        )
+        if updates is not None:
+            updates.attach(agent, served)
+    except BaseException:
+        if updates is not None:
+            updates.following.stop()
+        raise
+    return agent
+
+
+def build_renewal(config: AgentConfig, identity: Identity, board: Board, link: Link) -> Renewal:
+    """What keeps the certificate of a device fresh, over the agent's own `link`.
+
+    Raises:
+        IdentityError: the state directory refuses.
+    """
+    from edgeslm.agent.renewal import Renewal  # noqa: PLC0415
+    from edgeslm.link.mqtt import MqttLink  # noqa: PLC0415
+    from edgeslm.trust.identity import IdentityStore  # noqa: PLC0415
+    from edgeslm.trust.machine import read_machine  # noqa: PLC0415
+
+    store = IdentityStore(config.state_dir / IDENTITY_NAME)
+    return Renewal(
+        store,
+        identity,
+        read_machine(board.name, store.boots_file),
+        edgeslm.__version__,
+        config=config.broker,
+        open_link=MqttLink,
+        publish=link.publish,
+        on_renamed=lambda: log.warning("the fleet gave this device another name: start the agent anew"),
+    )
+
+
+def _package_files(config: AgentConfig, config_dir: Path) -> dict[str, Path]:
+    """The packages that `config` names, by the names that they serve.
+
+    Raises:
+        PackageError: there is none, or it is unusable.
+        ConfigError: two of them have one name.
+    """
+    from edgeslm.models.package import read_manifest  # noqa: PLC0415
+
+    files: dict[str, Path] = {}
+    for reference in config.models:
+        file = package_path(reference, config_dir)
+        name = read_manifest(file).name
+        if name in files:
+            raise ConfigError(f"two packages are called '{name}'", key="models")
+        files[name] = file
+    return files
+
+
+def _build_updates(
+    config: AgentConfig,
+    identity: Identity | None,
+    files: Mapping[str, Path],
+    board: Board,
+    power: PowerSide,
+    threads: int,
+    link: Link,
+) -> Updates | None:
+    """What updates the models; its code is loaded only where something does."""
+    if identity is None or config.updates.releases is None:
+        return None
+    from edgeslm.cli.wiring_updates import build_updates  # noqa: PLC0415
+
+    return build_updates(
+        config,
+        identity,
+        config.updates.releases,
+        list(files.values()),
+        board,
+        power.monitor,
+        threads,
+        link.publish,
     )
 
 
@@ -250,7 +380,7 @@ def build_power(
     return PowerSide(monitor, steward, telemetry, exposition), listeners
 
 
-def try_out(model: LoadedModel, board: Board, steward: Steward) -> None:
+def try_out(model: Model, board: Board, steward: Steward) -> None:
     """Run a few golden prompts, so that the budget has more to go by than a guess from power table and size."""
     from edgeslm.models.package import parse_golden  # noqa: PLC0415
     from edgeslm.power.meter import EstimatedMeter  # noqa: PLC0415

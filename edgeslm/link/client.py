@@ -22,14 +22,14 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from types import TracebackType
-from typing import Protocol, Self, TypeVar
+from typing import Self, TypeVar
 
 from pydantic import BaseModel
 
 from edgeslm import codec, topics
 from edgeslm.errors import BadRequestError, CodecError, LinkError, NoAnswerError, TopicError, UsageError
 from edgeslm.link.mqtt import MqttLink
-from edgeslm.link.port import Link, Message
+from edgeslm.link.port import Message, SubscribingLink
 from edgeslm.schema.config import BrokerConfig
 from edgeslm.schema.message import (
     MAX_BODY_BYTES,
@@ -52,16 +52,6 @@ _RETRY_S = 0.5
 _LONGEST_EXPIRY_S = 86_400
 
 ModelT = TypeVar("ModelT", bound=BaseModel)
-
-
-class SubscribingLink(Link, Protocol):
-    """A link whose filters can change while it runs."""
-
-    def subscribe(self, filters: Sequence[tuple[str, int]]) -> None:
-        """Subscribe to more (filter, qos) and keep them."""
-
-    def unsubscribe(self, names: Sequence[str]) -> None:
-        """Give filters up."""
 
 
 @dataclass(frozen=True)

@@ -82,3 +82,13 @@ class Link(Protocol):
 
     def stop(self, farewell: Message | None = None) -> None:
         """Publish `farewell` if connected, disconnect cleanly (no will), and join the thread. Idempotent."""
+
+
+class SubscribingLink(Link, Protocol):
+    """A link whose filters can change while it runs."""
+
+    def subscribe(self, filters: Sequence[tuple[str, int]]) -> None:
+        """Subscribe to more (filter, qos) and keep them."""
+
+    def unsubscribe(self, names: Sequence[str]) -> None:
+        """Give filters up."""

@@ -35,6 +35,7 @@ PULSE_S: Final = 10.0
 
 _LOOK_AGAIN_S: Final = 60.0
 _LEAST_DUTY: Final = 0.01
+_MOMENT_S: Final = 1.2
 _PULSE_GUARD: Final = 3.0
 """A supply forgives nothing: three sigma are kept free of a short window, whoever runs; one of a longer."""
 _RESERVE_CLOSED: Final = 0.5
@@ -103,6 +104,9 @@ def decide(budget: Budget, situation: Situation, work: Work) -> Decision:
     delay_s, tight = _wait(work, spaces, settings[at])
     if delay_s <= 0.0:
         return _run(situation, work, spaces, settings[at], work.max_tokens, (*why_gentle, tight))
+    if delay_s <= _MOMENT_S and _wait(work, [one for one in spaces if not one.pulse], settings[at])[0] <= 0.0:
+        # Only a supply has to recover for a moment: for that nothing is capped or refused.
+        return Defer(situation.now_s + delay_s, blocks=True, reasons=(tight,))
     seconds = work.estimate.seconds / (settings[at].speed * _duty(spaces, settings[at]))
     late = _too_late(budget, situation, work, delay_s, seconds)
     if late is None:

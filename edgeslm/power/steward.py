@@ -13,7 +13,7 @@ import json
 import math
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Final
@@ -23,7 +23,7 @@ from edgeslm.power.actuators import FrequencyCap
 from edgeslm.power.attribution import Interval
 from edgeslm.power.budget import check_budget
 from edgeslm.power.governor import Governor, WindowUse
-from edgeslm.power.governor_choice import Choice, must_begin_s
+from edgeslm.power.governor_choice import Choice, ahead_of, must_begin_s
 from edgeslm.power.governor_settings import ways_to_run
 from edgeslm.power.governor_types import (
     Reason,
@@ -217,16 +217,17 @@ class Steward:
         )
         return Plan(ask, work, prediction)
 
-    def admit(self, plan: Plan, ahead_j: float) -> None:
+    def admit(self, plan: Plan, waiting: Iterable[Plan]) -> None:
         """Refuse at once what would be refused later.
 
         Args:
-            ahead_j: joules of the work that goes before it.
+            waiting: what waits already.
 
         Raises:
             BudgetError: the energy is not there, with the reasons and when to ask again.
         """
         now_s = self._clock()
+        ahead_j = ahead_of(plan.work, (other.work for other in waiting))
         decision = self.governor.decide(now_s, self._minute(), replace(plan.work, ahead_j=ahead_j))
         if isinstance(decision, Refuse):
             error = self.refusal(plan, decision)

@@ -120,7 +120,7 @@ class SlidingWindow:
         energies_j, covered_s = self._energy_j, self._covered_s
         span_s = end_s - start_s
         bucket = int(start_s // width_s)
-        if bucket >= newest:
+        if bucket >= newest or span_s <= 0.0:
             slot = newest % (BUCKETS + 1)
             energies_j[slot] += energy_j
             covered_s[slot] += span_s

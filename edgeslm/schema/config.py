@@ -10,8 +10,10 @@ from pydantic import Field, StringConstraints, field_validator, model_validator
 
 from edgeslm.schema.base import FileModel, Identifier
 from edgeslm.schema.budget import Budget
+from edgeslm.schema.delivery import DeliveryPolicy
 from edgeslm.schema.message import MAX_BODY_BYTES
 from edgeslm.schema.power import MetersConfig
+from edgeslm.schema.update import UpdatePolicy
 
 RuntimeChoice = Literal["auto", "ai-edge-litert", "tflite-runtime"]
 
@@ -79,6 +81,28 @@ class MetricsConfig(FileModel):
     prometheus_host: Annotated[str, StringConstraints(min_length=1, max_length=255)] = "127.0.0.1"
 
 
+class UpdatesConfig(FileModel):
+    """How a device of a fleet follows its assignments.
+
+    Attributes:
+        releases: the release repository: an ``http://`` or ``https://`` address, or a directory. Without one nothing is
+            updated.
+        sources: who is asked for files before the repository: addresses of caches in the local network, or
+            directories.
+        is_metered: the way to the repository costs by the byte.
+        delivery: how files may be fetched.
+        policy: how much worse a release may be, and how long what may take.
+    """
+
+    releases: Annotated[str, StringConstraints(min_length=1, max_length=4096)] | None = None
+    sources: Annotated[
+        tuple[Annotated[str, StringConstraints(min_length=1, max_length=4096)], ...], Field(max_length=16)
+    ] = ()
+    is_metered: bool = False
+    delivery: DeliveryPolicy = DeliveryPolicy()
+    policy: UpdatePolicy = UpdatePolicy()
+
+
 class AgentConfig(FileModel):
     """Everything that one agent needs to know.
 
@@ -89,6 +113,7 @@ class AgentConfig(FileModel):
         power: how the board's draw is measured.
         budget: what the device may draw; the default restrains nothing.
         metrics: what it tells about itself.
+        updates: how it follows assignments, once it belongs to a fleet.
     """
 
     fleet: Identifier = "home"
@@ -104,6 +129,7 @@ class AgentConfig(FileModel):
     power: MetersConfig = MetersConfig()
     budget: Budget = Budget()
     metrics: MetricsConfig = MetricsConfig()
+    updates: UpdatesConfig = UpdatesConfig()
 
     @field_validator("models")
     @classmethod

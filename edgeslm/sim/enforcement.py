@@ -28,7 +28,7 @@ from edgeslm.schema.message import Priority
 from edgeslm.sim.enforcement_board import EnforcedBoard, SimMeter
 from edgeslm.sim.enforcement_check import Draw, Kept, check
 from edgeslm.sim.enforcement_duty import Caution, FixedDuty, Policy
-from edgeslm.sim.enforcement_work import DAY_S, Load, SimPrompt, make_prompts
+from edgeslm.sim.enforcement_work import Load, SimPrompt, make_prompts
 
 _TICK_S: Final = 60.0
 _PREFILL_CHUNKS: Final = 4
@@ -42,6 +42,7 @@ class Trial:
 
     Attributes:
         idle_swing: rise and fall of the idle draw over a day, as a share.
+        hours: simulated time, a multiple of every window.
     """
 
     name: str
@@ -51,7 +52,7 @@ class Trial:
     meter: SimMeter = field(default_factory=SimMeter)
     load: Load = field(default_factory=Load)
     idle_swing: float = 0.015
-    days: int = 2
+    hours: int = 48
 
 
 @dataclass(frozen=True)
@@ -127,7 +128,7 @@ class _Days:
         self._policy = policy
         self._board = board
         self._queue = _Queue(prompts)
-        self._end_s = trial.days * DAY_S
+        self._end_s = 3600.0 * trial.hours
         self._idle_noted_s = -_TICK_S
         self.alarms = 0
         self.late = 0
@@ -142,20 +143,17 @@ class _Days:
         board = self._board
         while board.now_s < self._end_s:
             self._take_arrivals()
-            heads = self._heads()
-            choice = (
-                self._policy.choose(board.now_s, self._minute(), [one.work for one in heads])
-                if heads
-                else None
-            )
-            if choice is None or choice.work is None:
-                self._wait(math.inf if choice is None else choice.look_again_s)
+            choice = self._policy.choose(board.now_s, self._minute(), [one.work for one in self._heads()])
+            if choice.work is None:
+                self._wait(choice.look_again_s)
                 continue
             prompt = self._queue.pop(choice.work.priority)
             if isinstance(choice.decision, Run):
                 self._answer(prompt, choice.decision)
             elif choice.decision is not None:
                 self._refused(prompt, choice.decision)
+        while self._queue.head("high") is not None:  # never answered
+            self._note_late(self._queue.pop("high").work)
 
     def _minute(self) -> int:
         return int(self._board.now_s / 60) % 1440
@@ -272,16 +270,16 @@ def simulate(trial: Trial, seed: int, *, fixed_duty: Caution | None = None) -> O
     Args:
         fixed_duty: take the plain alternative instead of the governor.
     """
+    length_s = 3600.0 * trial.hours
     rng = np.random.default_rng([seed, 0])
     settings = ways_to_run(trial.table, trial.threads)
     limit_w = min(window.limit_w for window in trial.budget.windows)
-    prompts = make_prompts(trial.load, settings, limit_w - trial.table.idle_w, trial.days * DAY_S, rng)
+    prompts = make_prompts(trial.load, settings, limit_w - trial.table.idle_w, length_s, rng)
     policy: Policy
     if fixed_duty is not None:
         policy = FixedDuty(trial.budget, trial.table, settings, fixed_duty)
     else:
         policy = Governor(trial.budget, trial.table.idle_w, now_s=0.0, error_share=trial.meter.error_share)
-    length_s = trial.days * DAY_S
     board = EnforcedBoard(
         trial.table.idle_w,
         trial.idle_swing,

@@ -57,6 +57,7 @@ class EnforcedBoard:
         day = np.sin(2 * math.pi * (np.arange(minutes) / 1440 + rng.random()))
         unit = float(np.clip(rng.normal(1.0, 0.02), 0.95, 1.05))
         self._idle_w = idle_w * unit * (1 + idle_swing * day + drift)
+        self._length_s = length_s
         self._gain = 1 + meter.error_share * float(np.clip(rng.normal(), -2.5, 2.5))
         self._meter = meter
         self._rng = rng
@@ -83,7 +84,7 @@ class EnforcedBoard:
             until_s = min(end_s, 60.0 * (math.floor(self.now_s / 60) + 1))
             self.segments.append((until_s, idle_w + net_w))
             self._untold.append((self.now_s, until_s, idle_w + net_w))
-            self.idle_j += idle_w * (until_s - self.now_s)
+            self.idle_j += idle_w * max(0.0, min(until_s, self._length_s) - self.now_s)
             self.now_s = until_s
         self._sample()
 

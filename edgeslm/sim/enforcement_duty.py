@@ -90,6 +90,8 @@ class FixedDuty:
 
     def choose(self, now_s: float, minute: int | None, heads: Sequence[Work]) -> Choice:
         """The first by the same order as the governor's, once rested."""
+        if not heads:
+            return Choice(None, None, math.inf)
         if now_s < self._rest_until_s:
             return Choice(None, None, self._rest_until_s)
         first = min(heads, key=turn)

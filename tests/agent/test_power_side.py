@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -113,15 +112,16 @@ def test_a_prompt_beyond_the_budget_is_refused_with_the_time_to_come_back(start:
 
 
 def test_a_prompt_may_wait_for_energy_and_is_answered_when_there_is_some(start: Any) -> None:
-    _, client = start({**window(0.3, "3s"), "max_wait": "30s"})
-    count = 40
-    for number in range(count):
+    _, client = start({**window(0.22, "11s"), "max_wait": "60s"})
+    answers = []
+    for number in range(200):
         client.ask({"id": f"p{number}", "prompt": COMMAND})
-    receipts = [client.result(f"p{number}", 30)["receipt"] for number in range(count)]
-    longest_s = max(receipt["queue_ms"] for receipt in receipts) / 1e3
-    assert longest_s > 1.0
-    spent_j = sum(receipt["energy_net_j"] for receipt in receipts)
-    assert spent_j > (0.3 - 0.1) * 3, "more than one window's worth was asked for"
+        answers.append(client.result(f"p{number}", 60)["receipt"])
+        if answers[-1]["queue_ms"] > 1000:
+            break
+    assert answers[-1]["queue_ms"] > 1000
+    assert len(answers) > 3, "the first ones did not have to wait"
+    assert all(answer["queue_ms"] < 1000 for answer in answers[:-1])
 
 
 def test_high_priority_is_answered_while_the_rest_waits(start: Any) -> None:

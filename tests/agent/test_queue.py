@@ -105,11 +105,11 @@ def test_a_closed_queue_lets_go_of_the_worker_whatever_waits() -> None:
     assert len(queue) == 1
 
 
-def test_tells_what_goes_before_a_new_job_and_who_is_in_a_hurry() -> None:
+def test_tells_what_waits_and_who_is_in_a_hurry() -> None:
     queue = JobQueue(hold_all)
     for name, priority in (("a", "low"), ("b", "normal"), ("c", "high")):
         queue.push(job(name, priority))
-    assert [other.id for other in queue.ahead("normal")] == ["c", "b"]
+    assert [other.id for other in queue.waiting()] == ["c", "b", "a"]
     rival = queue.rival()
     assert rival is not None
     assert rival.id == "c"

@@ -301,7 +301,7 @@ def decided(tmp_path: Path) -> Path:
     life.drain(60, 3.0)
     hasty = life.steward.plan(life.ask("hasty", deadline_s=life.now_s + 0.5))
     with pytest.raises(BudgetError):
-        life.steward.admit(hasty, 0.0)
+        life.steward.admit(hasty, [])
     life.close()
     return state
 

@@ -10,10 +10,12 @@ from typing import get_args
 
 import click
 import pytest
+from pydantic import BaseModel
 
 from edgeslm.cli.main import cli
 from edgeslm.errors import WireCode
-from edgeslm.schema.config import AgentConfig, BrokerConfig, LimitsConfig, MetricsConfig
+from edgeslm.schema.config import AgentConfig, BrokerConfig, LimitsConfig, MetricsConfig, UpdatesConfig
+from edgeslm.schema.delivery import DeliveryPolicy
 from edgeslm.schema.message import Options, Receipt
 from edgeslm.schema.metrics import (
     Event,
@@ -32,7 +34,14 @@ DOCS = ROOT / "docs"
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *sorted(DOCS.rglob("*.md"))]
 SHELL = {"", "sh", "bash", "shell", "console"}
 
-SECTIONS = {"broker": BrokerConfig, "limits": LimitsConfig, "power": MetersConfig, "metrics": MetricsConfig}
+SECTIONS = {
+    "broker": BrokerConfig,
+    "limits": LimitsConfig,
+    "power": MetersConfig,
+    "metrics": MetricsConfig,
+    "updates": UpdatesConfig,
+    "updates.delivery": DeliveryPolicy,
+}
 REPORTS = (PowerMetrics, InferenceMetrics, SystemMetrics, ModelMetrics, WindowState, Event)
 
 _FENCE = re.compile(r"^(`{3,})([^\n`]*)\n(.*?)^\1\s*$", re.DOTALL | re.MULTILINE)
@@ -166,6 +175,8 @@ def test_every_setting_of_the_agent_is_documented():
 def _shown(default: object) -> str:
     if isinstance(default, tuple):
         return " ".join(map(str, default)) or "none"
+    if isinstance(default, BaseModel):
+        return "see below"
     return "none" if default is None else str(default)
 
 

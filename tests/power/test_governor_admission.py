@@ -252,6 +252,16 @@ def test_of_a_short_window_three_sigma_are_kept_free_whoever_runs(priority: Prio
     assert unsure.line_j == {"supply": pytest.approx(0.15)}
 
 
+def test_a_short_window_that_is_full_for_a_moment_is_no_reason_to_cap_or_refuse() -> None:
+    full = room("supply", 1, 5.5, spent_j=3.4)
+    for asked in (work(deadline_in_s=1.0), work("high", deadline_in_s=1.0), work(waited_s=4000)):
+        decision = decide(budget(), situation(full), asked)
+        assert isinstance(decision, Defer)
+        assert NOW_S < decision.until_s <= NOW_S + 1.1
+    longer = room("supply", 10, 5.5, spent_j=34.9, ago_s=2.0)
+    assert isinstance(decide(budget(), situation(longer), work(deadline_in_s=1.0)), Refuse)
+
+
 def test_a_chunk_that_no_setting_fits_into_a_short_window_is_refused() -> None:
     big = replace(ESTIMATE, chunk_j=5.0)
     decision = decide(budget(), situation(room("supply", 1, 2.2)), work(estimate=big))

@@ -109,6 +109,7 @@ def test_what_is_told_late_counts_where_it_belongs() -> None:
     for at_s in (5.0, 11.05, 13.0, 16.0):
         assert late.net_j(at_s) == pytest.approx(prompt.net_j(at_s))
     late.add(2.0, 3.0, 1000.0)  # long out of the window
+    late.add(15.0, 15.0, 0.0)
     assert late.net_j(16.0) == pytest.approx(prompt.net_j(16.0))
 
 

@@ -233,7 +233,8 @@ def test_adjacent_periods_do_not_overlap() -> None:
 
 def test_every_setting_is_documented_under_the_name_that_takes_a_unit() -> None:
     page = (Path(__file__).parents[2] / "docs" / "power-budget.md").read_text("utf-8")
-    rows = "\n".join(line.split("|")[1] for line in page.splitlines() if line.startswith("| `"))
+    table = page.split("## Settings")[1].split("\n## ")[0]
+    rows = "\n".join(line.split("|")[1] for line in table.splitlines() if line.startswith("| `"))
     documented = set(re.findall(r"`([a-z_.0-9]+)`", rows))
     assert set(settings_of(Budget)) - documented == {
         "windows",

@@ -1,0 +1,389 @@
+"""A device of a fleet follows signed assignments: real broker with access list, repository, trials and models."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+from securesystemslib.signer import CryptoSigner, Signer
+
+sys.path.insert(0, str(Path(__file__).parents[2]))
+
+from benchmarks.update_device_rig import FAST, NAME, Release, make_release
+from benchmarks.update_fleet_rig import AGENT, FleetRig, Visitor, fleet_rig
+from edgeslm import topics
+from edgeslm.agent.service import Agent
+from edgeslm.cli.wiring import as_member, build_agent, find_identity, parse_agent_config
+from edgeslm.delivery.files import FileBlob
+from edgeslm.delivery.http_server import PackageServer
+from edgeslm.delivery.mqtt_source import BlockService
+from edgeslm.fleet.enrolment import take_request
+from edgeslm.fleet.registry import need_device
+from edgeslm.fleet.release_metadata import RoleKeys
+from edgeslm.fleet.releases import ReleaseRepository
+from edgeslm.fleet.signing import sign_assignment
+from edgeslm.link.broker import find_mosquitto
+from edgeslm.link.mqtt import MqttLink
+from edgeslm.link.port import Message
+from edgeslm.schema.assignment import AssignedRelease, Assignment
+from edgeslm.schema.config import AgentConfig
+from edgeslm.schema.enrol import EnrolRequest, Machine
+from edgeslm.schema.update import Reported, ReportedModel, UpdatePolicy
+from edgeslm.trust.claim import proof_key, seal
+from edgeslm.trust.identity import Identity
+
+pytestmark = pytest.mark.skipif(find_mosquitto() is None, reason="mosquitto is not installed")
+
+FLEET = "green"
+QUICK = FAST.model_copy(update={"probation_s": 1.0})
+
+
+class World:
+    """A fleet with two releases, and the devices that join it."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self.old = make_release(directory / "depot", "1.0.1", golden=4)
+        self.new = make_release(directory / "depot", "1.1.0", golden=4)
+        self.keys: dict[str, Signer] = {
+            name: CryptoSigner.generate_ed25519()
+            for name in ("root", "targets", "snapshot", "timestamp", "assignments", "stranger")
+        }
+        granted = {name: RoleKeys((key.public_key,)) for name, key in self.keys.items()}
+        self.repository = ReleaseRepository.create(
+            directory / "repository",
+            **{name: granted[name] for name in ("root", "targets", "snapshot", "timestamp")},
+        )
+        self.repository.delegate_assignments(FLEET, granted["assignments"])
+        for release in (self.old, self.new):
+            self.repository.add(release.path)
+            chunks = release.path.with_name(f"{release.path.name}.chunks")
+            self.repository.attach(NAME, release.target.info.version, chunks=chunks)
+        self.repository.sign_pending([self.keys["root"]])
+        self.repository.sign_pending([self.keys["targets"]])
+        self.repository.publish([self.keys["snapshot"], self.keys["timestamp"]])
+
+    def config(self, rig: FleetRig, name: str, **updates: object) -> AgentConfig:
+        return AgentConfig.model_validate(
+            {
+                "device": "unnamed",
+                "state_dir": rig.directory / "devices" / name,
+                "models": (str(self.old.path),),
+                "threads": 1,
+                "updates": {"releases": str(self.repository.public), "policy": QUICK, **updates},
+            }
+        )
+
+
+class Device:
+    """One device with the operator beside it."""
+
+    def __init__(
+        self, world: World, rig: FleetRig, name: str, identity: Identity | None = None, **updates: object
+    ) -> None:
+        self.world, self.name = world, name
+        self.identity = identity or rig.join(name)
+        self.config = world.config(rig, name, **updates)
+        self.operator: Visitor = rig.operator([(f"{topics.ROOT}/{FLEET}/{name}/#", 1)])
+        self.agent: Agent | None = None
+
+    def start(self) -> None:
+        self.agent = build_agent(self.config, Path())
+        self.agent.start()
+        assert self.agent.wait_connected(10)
+
+    def stop(self) -> None:
+        if self.agent is not None:
+            self.agent.stop()
+        self.agent = None
+
+    def assign(self, release: Release, seq: int, signer: str = "assignments", **changes: object) -> None:
+        now = datetime.now(UTC)
+        info = release.target.info
+        assignment = Assignment.model_validate(
+            {
+                "fleet": FLEET,
+                "device": self.name,
+                "device_key_sha256": self.identity.directory.name,
+                "seq": seq,
+                "issued_at": now,
+                "expires_at": now + timedelta(days=1),
+                "releases": {NAME: AssignedRelease(version=info.version, sha256=info.sha256)},
+                **changes,
+            }
+        )
+        body = sign_assignment(assignment, [self.world.keys[signer]])
+        self.operator.publish(topics.device_topic(FLEET, self.name, "desired"), body, retain=True)
+
+    def ask(self, name: str) -> None:
+        body = json.dumps({"id": name, "prompt": "turn on the kitchen light"}).encode()
+        self.operator.publish(topics.device_topic(FLEET, self.name, "prompt"), body)
+
+    def heard(self, channel: str) -> list[Message]:
+        topic = f"{topics.ROOT}/{FLEET}/{self.name}/{channel}"
+        return [item for item in self.operator.events.messages if item.topic == topic]
+
+    def reported(self) -> ReportedModel | None:
+        bodies = self.heard("reported")
+        if not bodies:
+            return None
+        report = Reported.model_validate_json(bodies[-1].payload)
+        return next(item for item in report.models if item.name == NAME)
+
+    def serves(self) -> str:
+        return json.loads(self.heard("info")[-1].payload)["models"][0]["version"]
+
+    def wait(self, is_met: Callable[[], object], timeout_s: float = 40.0) -> None:
+        until_s = time.monotonic() + timeout_s
+        while not is_met():
+            assert time.monotonic() < until_s, self.reported()
+            time.sleep(0.02)
+
+    def is_settled_at(self, version: str) -> bool:
+        report = self.reported()
+        return (
+            report is not None
+            and report.version == version
+            and report.change is not None
+            and report.change.settled
+        )
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> World:
+    return World(tmp_path_factory.mktemp("world"))
+
+
+@pytest.fixture(scope="module")
+def rig(world: World) -> Iterator[FleetRig]:
+    with fleet_rig(name=FLEET, trust_root=world.repository.root_bytes()) as made, made.service():
+        yield made
+
+
+@contextmanager
+def running(
+    world: World, rig: FleetRig, name: str, identity: Identity | None = None, **updates: object
+) -> Iterator[Device]:
+    device = Device(world, rig, name, identity, **updates)
+    try:
+        device.start()
+        yield device
+    finally:
+        device.stop()
+        device.operator.close()
+
+
+def test_an_assignment_is_followed_over_http_while_prompts_are_answered_and_lasts(
+    world: World, rig: FleetRig
+) -> None:
+    def find(path: str) -> FileBlob | None:
+        file = world.repository.public / path.lstrip("/")
+        return FileBlob(file) if file.is_file() else None
+
+    with PackageServer(find) as server, running(world, rig, "kitchen", releases=server.url) as device:
+        device.wait(device.reported)
+        assert device.serves() == "1.0.1"
+        device.assign(world.new, 1)
+        asked = 0
+        until_s = time.monotonic() + 60
+        while not device.is_settled_at("1.1.0"):
+            assert time.monotonic() < until_s, device.reported()
+            device.ask(f"p{asked}")
+            asked += 1
+            time.sleep(0.1)
+        device.wait(lambda: all(device.heard(f"result/p{number}") for number in range(asked)))
+        results = [json.loads(item.payload) for n in range(asked) for item in device.heard(f"result/p{n}")]
+        assert len(results) == asked, "each is answered once"
+        assert not any("error" in result for result in results)
+        assert {result["receipt"]["model"] for result in results} == {f"{NAME}@1.0.1", f"{NAME}@1.1.0"}
+        report = device.reported()
+        assert report is not None
+        assert (report.version, report.sha256, report.previous) == ("1.1.0", *sha256s(world.new, world.old))
+        assert report.change is not None
+        assert (report.change.state, report.change.assignment) == ("committed", 1)
+        assert (report.change.swap_s or 0) < 1
+        assert device.serves() == "1.1.0"
+        device.stop()
+        device.operator.events.messages.clear()
+        device.start()
+        device.wait(lambda: device.heard("info"))
+        assert device.serves() == "1.1.0"
+
+
+class BlockEnd:
+    """The fleet's end of a pull of blocks over the broker."""
+
+    def __init__(self, world: World, rig: FleetRig) -> None:
+        self._files = {file.name.split(".")[0]: file for file in world.repository.public.rglob("*.slm*")}
+        self._stopped = threading.Event()
+        self.sent_bytes = 0
+        self._service = BlockService(self._find, self._answer)
+        self._link = MqttLink(rig.fleet.operator_config(), "block-end")
+        self._link.start(self, [(topics.fetch_filter(FLEET), 0)])
+        self._thread = threading.Thread(target=self._service.run, args=(self._stopped,), daemon=True)
+        self._thread.start()
+
+    def _find(self, sha256: str) -> FileBlob | None:
+        return FileBlob(self._files[sha256]) if sha256 in self._files else None
+
+    def _answer(self, device: str, sha256: str, payload: bytes) -> None:
+        self.sent_bytes += len(payload)
+        self._link.publish(Message(topics.id_topic(FLEET, device, "blocks", sha256), payload, qos=0))
+
+    def on_message(self, message: Message) -> None:
+        asked = topics.parse(message.topic)
+        assert isinstance(asked, topics.DeviceTopic)
+        assert asked.request_id is not None
+        self._service.offer(asked.device, asked.request_id, message.payload)
+
+    def on_connected(self, *, session_present: bool) -> None: ...
+
+    def on_disconnected(self, reason: str) -> None: ...
+
+    def on_published(self, token: int) -> None: ...
+
+    def stop(self) -> None:
+        self._stopped.set()
+        self._thread.join()
+        self._link.stop()
+
+
+def test_blocks_come_over_the_broker_where_nothing_else_has_them(
+    world: World, rig: FleetRig, tmp_path: Path
+) -> None:
+    mirror = tmp_path / "mirror"
+    shutil.copytree(world.repository.public / "metadata", mirror / "metadata")
+    end = BlockEnd(world, rig)
+    try:
+        with running(world, rig, "yard", releases=str(mirror)) as device:
+            device.assign(world.new, 1)
+            device.wait(lambda: device.serves() == "1.1.0")
+    finally:
+        end.stop()
+    assert end.sent_bytes < 1.1 * world.new.path.stat().st_size
+
+
+def sha256s(*releases: Release) -> tuple[str, ...]:
+    return tuple(release.target.info.sha256 for release in releases)
+
+
+def test_what_is_wrongly_signed_for_another_or_older_changes_nothing(
+    world: World, rig: FleetRig, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", "edgeslm.agent.following")
+    with running(world, rig, "porch") as device:
+
+        def refused() -> int:
+            return sum("an assignment is refused" in text for text in caplog.messages)
+
+        device.assign(world.new, 5, "stranger")
+        device.wait(lambda: refused() == 1)
+        device.assign(world.new, 5, device_key_sha256="ab" * 32)
+        device.wait(lambda: refused() == 2)
+        device.operator.publish(topics.device_topic(FLEET, "porch", "desired"), b"{}" * 40_000, retain=True)
+        device.operator.publish(topics.device_topic(FLEET, "porch", "desired"), b"\xff\xfe", retain=True)
+        device.wait(lambda: "an assignment that is no text is ignored" in caplog.messages)
+        assert "an assignment of 80000 bytes is ignored" in caplog.messages
+        report = device.reported()
+        assert report is not None
+        assert (report.version, report.change) == ("1.0.1", None)
+        # The right one is followed after all that, and an older one after it is not.
+        device.assign(world.old, 5)
+        device.wait(lambda: "assignment 5 is followed" in caplog.messages)
+        device.assign(world.new, 4)
+        device.wait(lambda: refused() == 3)
+        assert device.serves() == "1.0.1"
+
+
+def test_what_the_repository_cannot_vouch_for_is_tried_again_once_it_can(
+    world: World, rig: FleetRig, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", "edgeslm.agent.following")
+    public = world.repository.public
+    hidden = public.with_name("away")
+    public.rename(hidden)
+    try:
+        with running(world, rig, "attic") as device:
+            device.assign(world.new, 1)
+            device.wait(lambda: any("an assignment is refused" in text for text in caplog.messages))
+            report = device.reported()
+            assert report is not None
+            assert report.change is None
+            hidden.rename(public)
+            device.stop()
+            device.start()
+            device.wait(lambda: device.serves() == "1.1.0")
+    finally:
+        if hidden.exists():
+            hidden.rename(public)
+
+
+def test_a_release_that_is_no_good_leaves_the_old_one_in_service_and_says_why(
+    world: World, rig: FleetRig
+) -> None:
+    strict = UpdatePolicy.model_validate(
+        {**QUICK.model_dump(), "spare_mb": 65_536, "retry_s": 3600.0, "max_retry_s": 3600.0}
+    )
+    with running(world, rig, "cellar", policy=strict) as device:
+        device.assign(world.new, 1)
+
+        def fault() -> str:
+            report = device.reported()
+            change = None if report is None else report.change
+            return "" if change is None or change.fault is None else change.fault.cause
+
+        device.wait(fault)
+        assert fault() == "no_memory"
+        assert device.serves() == "1.0.1"
+
+
+def test_a_device_goes_by_the_name_and_to_the_broker_of_its_fleet(world: World, rig: FleetRig) -> None:
+    identity = rig.join("shed")
+    state_dir = rig.directory / "devices" / "shed"
+    config = parse_agent_config({"state_dir": str(state_dir)}, {}, None)
+    assert config.device == "shed"
+    member = as_member(world.config(rig, "shed"), find_identity(state_dir))
+    assert (member.fleet, member.device) == (FLEET, "shed")
+    assert (member.broker.port, member.broker.cert_file) == (
+        identity.port,
+        identity.directory / "certificate.pem",
+    )
+    outsider = AgentConfig(device="loner", state_dir=state_dir.with_name("nobody"))
+    assert as_member(outsider, find_identity(outsider.state_dir)) == outsider
+
+
+def joined_days_ago(rig: FleetRig, name: str, days: float) -> Identity:
+    """A device with a certificate of that age."""
+    applicant = rig.identities(name).apply(rig.claim(name).claim)
+    request = EnrolRequest(csr=applicant.request_pem, machine=Machine(boot_id=name, boots=1), agent=AGENT)
+    payload = seal(proof_key(applicant.claim.secret), "request", request)
+    with rig.store.write() as session:
+        then = rig.now() - timedelta(days=days)
+        take_request(session, rig.issuer, applicant.claim.claim, payload, then)
+        (certificate,) = need_device(session, name).certificates
+    broker = rig.config.broker
+    return rig.identities(name).adopt(
+        applicant, certificate.pem, host=broker.host, port=broker.port, trust_root=None
+    )
+
+
+def test_a_device_renews_its_certificate_by_itself_and_goes_on(world: World, rig: FleetRig) -> None:
+    with running(world, rig, "barn", joined_days_ago(rig, "barn", 21), releases=None) as device:
+
+        def current() -> Identity:
+            found = rig.identities("barn").current()
+            assert found is not None
+            return found
+
+        device.wait(lambda: current().facts.serial != device.identity.facts.serial)
+        device.wait(lambda: rig.identities("barn").is_settled(current()))
+        device.ask("after")
+        device.wait(lambda: device.heard("result/after"))
