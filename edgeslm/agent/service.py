@@ -8,42 +8,34 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import platform
 import queue
 import random
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Protocol
 
-import edgeslm
 from edgeslm import codec, topics
 from edgeslm.agent import intake
-from edgeslm.agent.exposition import Exposition
+from edgeslm.agent.description import AgentIdentity, AgentLimits, availability, describe
 from edgeslm.agent.job import Job, ReplyAddress
 from edgeslm.agent.journal import Journal
-from edgeslm.agent.metrics import Outcome, outcome_of
 from edgeslm.agent.outbox import Outbox
 from edgeslm.agent.ports import EnergyMeter, Message, Model
-from edgeslm.agent.queue import JobQueue, Pick, Turn, in_order
+from edgeslm.agent.power_side import PowerSide
+from edgeslm.agent.queue import JobQueue, in_order
 from edgeslm.agent.serving import ServedModels
-from edgeslm.agent.telemetry import Telemetry
 from edgeslm.agent.worker import Worker
 from edgeslm.errors import (
     BadRequestError,
-    BudgetError,
     BusyError,
     EdgeslmError,
     JournalError,
     RequestError,
-    UnknownModelError,
 )
-from edgeslm.power.ledger_reader import PromptNote
-from edgeslm.power.monitor import PowerMonitor
-from edgeslm.power.steward import Ask, Plan, Steward
-from edgeslm.schema.message import Availability, Info, ModelInfo, PromptRequest, Result
+from edgeslm.schema.message import Info, PromptRequest, Result
 
 if TYPE_CHECKING:
     from edgeslm.agent.renewal import Renewal
@@ -96,56 +88,6 @@ class _Stop:
 _Event = Message | _Connected | _Disconnected | _Published | _ModelsChanged | _Flush | _Stop
 
 
-@dataclass(frozen=True)
-class AgentIdentity:
-    """Who this agent is on the wire."""
-
-    fleet: str
-    device: str
-    board: str
-    pool: bool = True
-
-
-@dataclass(frozen=True)
-class AgentLimits:
-    """What it accepts; see ``schema.config.LimitsConfig``."""
-
-    max_queue: int = 256
-    max_body_bytes: int = 262_144
-    answered_window_s: int = 86_400
-    max_answered: int = 10_000
-
-
-@dataclass(frozen=True)
-class PowerSide:
-    """What measures the board's power, spends its budget (if it has one) and tells of both."""
-
-    monitor: PowerMonitor
-    steward: Steward | None
-    telemetry: Telemetry
-    exposition: Exposition | None = None
-
-    def start(self, waiting: Callable[[], int]) -> None:
-        """Begin to measure; `waiting` tells how many prompts wait.
-
-        Raises:
-            ConfigError: the port for Prometheus cannot be opened.
-        """
-        if self.exposition is not None:
-            self.exposition.start()
-            self.telemetry.on_report = self.exposition.report
-        self.telemetry.attach(waiting)
-        self.monitor.start()
-
-    def stop(self) -> None:
-        """Write what was learned, and end."""
-        if self.steward is not None:
-            self.steward.close()
-        self.monitor.stop()
-        if self.exposition is not None:
-            self.exposition.stop()
-
-
 class UpdateSide(Protocol):
     """What follows assignments beside the agent."""
 
@@ -176,7 +118,7 @@ class Agent:
         link: SubscribingLink,
         meter: EnergyMeter,
         journal: Journal,
-        limits: AgentLimits = AgentLimits(),
+        limits: AgentLimits | None = None,
         *,
         power: PowerSide | None = None,
         listeners: Mapping[str, Callable[[Message], None]] | None = None,
@@ -187,6 +129,7 @@ class Agent:
 
         Args:
             models: by name; the first is the default.
+            limits: what it accepts; ``None`` takes the defaults.
             power: measures and spends, if anything does; `meter` is a part of it then.
             listeners: topics of others that this device listens to, each with who is told, on the link's thread.
             updates: changes the models, if anything does.
@@ -201,14 +144,14 @@ class Agent:
         self._link = link
         self._meter = meter
         self._journal = journal
-        self._limits = limits
+        self._limits = limits or AgentLimits()
         self._started_at = datetime.now(UTC)
         self._inbox: queue.SimpleQueue[_Event] = queue.SimpleQueue()
         self._power = power
         self._steward = None if power is None else power.steward
         self._telemetry = None if power is None else power.telemetry
         self._listeners = dict(listeners or {})
-        self._queue = JobQueue(in_order if self._steward is None else self._choose)
+        self._queue = JobQueue(in_order if power is None else power.chooser)
         self._outbox = Outbox(link, journal)
         self._jobs: dict[str, Job] = {}
         self._jobs_lock = threading.Lock()
@@ -357,7 +300,8 @@ class Agent:
             job = self._job(prompt.request, replies, now_s - age_s)
             job.settled.set()
             with contextlib.suppress(EdgeslmError):  # whatever is wrong with it, the worker answers it
-                job.plan = self._plan(job)
+                if self._power is not None:
+                    self._power.plan(job, self._models)
             self._queue.push(job)
         if self._jobs:
             log.info("%d prompts of the last run are taken up", len(self._jobs))
@@ -370,59 +314,9 @@ class Agent:
             self._jobs[job.id] = job
         return job
 
-    def _plan(self, job: Job) -> Plan | None:
-        """What `job` will take; raises what is wrong with its prompt."""
-        if self._steward is None:
-            return None
-        request = job.request
-        model = self._models.get(request.model)
-        asked = request.options.max_tokens or model.max_answer_tokens
-        prompt_tokens = model.count_tokens(request.prompt)
-        return self._steward.plan(
-            Ask(
-                id=request.id,
-                model=model.name,
-                priority=request.options.priority,
-                prompt_tokens=prompt_tokens,
-                max_tokens=max(1, min(asked, model.context_tokens - prompt_tokens)),
-                accepted_s=job.accepted_s,
-                deadline_s=job.deadline_s,
-            )
-        )
-
-    def _choose(self, heads: Sequence[Job]) -> Pick:
-        """Which of the first in line runs now, by the budget; on the worker's thread."""
-        plans = [job.plan for job in heads if job.plan is not None]
-        if self._steward is None or len(plans) < len(heads):
-            # One without a plan fails at once, and costs nothing.
-            return in_order([job for job in heads if job.plan is None] or heads)
-        plan, decision, look_again_s = self._steward.choose(plans)
-        for job in heads:
-            if plan is not None and job.plan is plan:
-                return Pick(Turn(job, decision), look_again_s)
-        return Pick(None, look_again_s)
-
     def _report(self, job: Job, result: Result) -> None:
-        """What became of `job`, for metrics and ledger."""
-        if self._power is None:
-            return
-        try:
-            model = self._models.get(job.request.model).name
-        except UnknownModelError as error:
-            log.info("%s: %s", job.id, error)  # it is served no longer: nothing was spent on it
-            return
-        self._power.telemetry.add_outcome(outcome_of(result, model, job.plan))
-        if job.plan is None and result.receipt is not None:
-            self._power.monitor.ledger.note(
-                PromptNote(
-                    id=job.id,
-                    at_s=time.time() - result.receipt.total_ms / 1e3,
-                    model=model,
-                    priority=job.request.options.priority,
-                    prompt_tokens=result.receipt.prompt_tokens,
-                    completion_tokens=result.receipt.completion_tokens,
-                )
-            )
+        if self._power is not None:
+            self._power.report(job, self._models, result)
 
     def _forget(self, job: Job) -> None:
         with self._jobs_lock:
@@ -514,9 +408,6 @@ class Agent:
                 try:
                     self._take(request, reply, message)
                 except EdgeslmError as error:
-                    if isinstance(error, BudgetError) and self._power is not None:
-                        model = self._models.get(request.model)
-                        self._power.telemetry.add_outcome(Outcome(model.name, "refused"))
                     self._refuse(request.id, reply, error)
                     message.acknowledge()
                 return  # acknowledged once journalled
@@ -552,19 +443,13 @@ class Agent:
             request = request.model_copy(update={"options": options})
         job = self._job(request, [reply], time.monotonic())
         try:
-            self._admit(job)
+            if self._power is not None:
+                waiting = [*self._queue.waiting(), *(other for other, _ in self._accepting)]
+                self._power.admit(job, self._models, waiting)
         except EdgeslmError:
             self._forget(job)
             raise
         self._accepting.append((job, message))
-
-    def _admit(self, job: Job) -> None:
-        """Refuse at once what the budget would refuse later."""
-        job.plan = self._plan(job)
-        if self._steward is None or job.plan is None:
-            return
-        waiting = [*self._queue.waiting(), *(other for other, _ in self._accepting)]
-        self._steward.admit(job.plan, [other.plan for other in waiting if other.plan is not None])
 
     def _acknowledge_after(self, job: Job, message: Message) -> None:
         if job.settled.is_set():
@@ -677,36 +562,6 @@ class Agent:
 
     def info(self) -> Info:
         """The retained self-description."""
-        served = self._models.all()
-        models = tuple(_model_info(model) for model in served)
-        return Info(
-            device=self._identity.device,
-            agent=edgeslm.__version__,
-            python=platform.python_version(),
-            runtime=served[0].runtime_name if served else "none",
-            board=self._identity.board,
-            tasks=tuple(sorted({model.task for model in models})),
-            models=models,
-            meter=self._meter.meter_class,
-            max_queue=self._limits.max_queue,
-            max_body_bytes=self._limits.max_body_bytes,
-            started_at=self._started_at.isoformat(timespec="seconds"),
+        return describe(
+            self._identity, self._limits, self._models.all(), self._meter.meter_class, self._started_at
         )
-
-
-def availability(fleet: str, device: str, state: str) -> Message:
-    """The retained presence message; with state ``offline`` it is the will that a link is made with."""
-    body = codec.encode(Availability.model_validate({"state": state}))
-    return Message(topics.device_topic(fleet, device, "availability"), body, retain=True)
-
-
-def _model_info(model: Model) -> ModelInfo:
-    manifest = model.installed.manifest
-    return ModelInfo(
-        name=manifest.name,
-        version=manifest.version,
-        sha256=model.installed.sha256,
-        task=manifest.task,
-        context_tokens=model.context_tokens,
-        graph=model.graph_file,
-    )

@@ -23,8 +23,9 @@ from edgeslm.schema.config import AgentConfig, RuntimeChoice
 
 if TYPE_CHECKING:
     from edgeslm.agent.ports import Model
+    from edgeslm.agent.power_side import PowerSide
     from edgeslm.agent.renewal import Renewal
-    from edgeslm.agent.service import Agent, PowerSide
+    from edgeslm.agent.service import Agent
     from edgeslm.cli.wiring_updates import Updates
     from edgeslm.link.port import Link, Message
     from edgeslm.power.meters.discovery import Discovery
@@ -189,8 +190,9 @@ def build_agent(config: AgentConfig, config_dir: Path) -> Agent:
     Raises:
         EdgeslmError: whatever keeps it from running, each with its own class.
     """
+    from edgeslm.agent.description import AgentIdentity, AgentLimits, availability  # noqa: PLC0415
     from edgeslm.agent.journal import Journal  # noqa: PLC0415
-    from edgeslm.agent.service import Agent, AgentIdentity, AgentLimits, availability  # noqa: PLC0415
+    from edgeslm.agent.service import Agent  # noqa: PLC0415
     from edgeslm.agent.serving import ServedModels  # noqa: PLC0415
     from edgeslm.link.mqtt import MqttLink  # noqa: PLC0415
     from edgeslm.power.boards import choose_board  # noqa: PLC0415
@@ -335,7 +337,7 @@ def build_power(
         LedgerError: the energy ledger cannot be opened.
     """
     from edgeslm.agent.exposition import Exposition  # noqa: PLC0415
-    from edgeslm.agent.service import PowerSide  # noqa: PLC0415
+    from edgeslm.agent.power_side import PowerSide  # noqa: PLC0415
     from edgeslm.agent.telemetry import Telemetry  # noqa: PLC0415
     from edgeslm.power.actuators import FrequencyCap  # noqa: PLC0415
     from edgeslm.power.monitor import LEDGER_NAME, PowerMonitor  # noqa: PLC0415

@@ -12,8 +12,9 @@ from typing import Any
 import pytest
 
 from edgeslm import topics
+from edgeslm.agent.description import AgentIdentity, AgentLimits, availability
 from edgeslm.agent.journal import Journal
-from edgeslm.agent.service import Agent, AgentIdentity, AgentLimits, availability
+from edgeslm.agent.service import Agent
 from edgeslm.link.inprocess import InProcessBroker, InProcessLink
 from edgeslm.link.port import Message
 from edgeslm.power.meter import EstimatedMeter

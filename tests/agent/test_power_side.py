@@ -9,8 +9,9 @@ from typing import Any
 
 import pytest
 
+from edgeslm.agent.description import AgentIdentity, availability
 from edgeslm.agent.journal import Journal
-from edgeslm.agent.service import Agent, AgentIdentity, availability
+from edgeslm.agent.service import Agent
 from edgeslm.cli.wiring import build_power, open_model, try_out
 from edgeslm.errors import BudgetConfigError
 from edgeslm.link.inprocess import InProcessBroker, InProcessLink

@@ -15,8 +15,9 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from benchmarks.update_device_rig import NAME, make_release
 from edgeslm import topics
+from edgeslm.agent.description import AgentIdentity, availability
 from edgeslm.agent.journal import Journal
-from edgeslm.agent.service import Agent, AgentIdentity, availability
+from edgeslm.agent.service import Agent
 from edgeslm.agent.serving import ServedModels
 from edgeslm.errors import BadRequestError, InferenceError, ModelLoadError, UnknownModelError
 from edgeslm.link.inprocess import InProcessBroker, InProcessLink
