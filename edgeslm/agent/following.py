@@ -160,6 +160,7 @@ class Following:
         assigned: Assigned,
         reports: Reports,
         last_seq: int,
+        follow_budget: Callable[[str | None], None],
     ) -> None:
         """Take the parts.
 
@@ -167,8 +168,10 @@ class Following:
             updater: booted and attached before :meth:`start`.
             reports: where the updater reports to.
             last_seq: number of the assignment followed last; 0 if none.
+            follow_budget: takes the budget of an assignment, JSON or none.
         """
         self._updater = updater
+        self._follow_budget = follow_budget
         self._judge = judge
         self._assigned = assigned
         self._reports = reports
@@ -252,6 +255,10 @@ class Following:
             log.info("assignment %d is followed", result.assignment.seq)
             self._followed, self._last_seq = body, result.assignment.seq
             self._assigned.keep(body)
+            try:
+                self._follow_budget(result.assignment.budget)
+            except EdgeslmError as error:
+                log.error("the budget of assignment %d is not followed: %s", result.assignment.seq, error)  # noqa: TRY400
             self._updater.follow(wanted_by(result.assignment), result.assignment.seq)
             return False
         refused, missing = result.assignment_refused, result.refresh_refused

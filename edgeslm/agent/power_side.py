@@ -8,18 +8,26 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from pydantic import ValidationError
 
 from edgeslm.agent.exposition import Exposition
 from edgeslm.agent.job import Job
 from edgeslm.agent.metrics import Outcome, outcome_of
-from edgeslm.agent.queue import Choose, Pick, Turn, in_order
+from edgeslm.agent.queue import Pick, Turn, in_order
 from edgeslm.agent.serving import ServedModels
 from edgeslm.agent.telemetry import Telemetry
-from edgeslm.errors import BudgetError, UnknownModelError
+from edgeslm.codec import describe
+from edgeslm.errors import BudgetError, ConfigError, UnknownModelError
+from edgeslm.power.attribution import Interval
 from edgeslm.power.ledger_reader import PromptNote
 from edgeslm.power.monitor import PowerMonitor
+from edgeslm.power.port import Vitals
 from edgeslm.power.steward import Ask, Steward
+from edgeslm.schema.budget import Budget
 from edgeslm.schema.message import Result
+from edgeslm.trust.files import replace_file
 
 log = logging.getLogger(__name__)
 
@@ -34,14 +42,29 @@ class PowerSide:
     def __init__(
         self,
         monitor: PowerMonitor,
-        steward: Steward | None,
+        make_steward: Callable[[Budget], Steward],
         telemetry: Telemetry,
+        budget: Budget,
+        budget_file: Path,
         exposition: Exposition | None = None,
     ) -> None:
-        """Take the parts."""
+        """Take the parts.
+
+        Args:
+            make_steward: who spends a budget.
+            budget: of the settings.
+            budget_file: where a budget of the fleet is kept, which goes before that of the settings.
+
+        Raises:
+            BudgetConfigError: the budget can never be kept on this board.
+        """
         self.monitor = monitor
-        self.steward = steward
         self.telemetry = telemetry
+        self.steward: Steward | None = None
+        self._make_steward = make_steward
+        self._own_budget = budget
+        self._budget_file = budget_file
+        self._use(self._kept() or budget)
         self._exposition = exposition
 
     def start(self, waiting: Callable[[], int]) -> None:
@@ -53,21 +76,63 @@ class PowerSide:
         if self._exposition is not None:
             self._exposition.start()
             self.telemetry.on_report = self._exposition.report
+        self.monitor.listen(on_interval=self._interval, on_vitals=self._vitals)
         self.telemetry.attach(waiting)
         self.monitor.start()
 
     def stop(self) -> None:
-        """Write what was learned, and end."""
+        """Write what was learned, and end. Idempotent."""
         if self.steward is not None:
             self.steward.close()
         self.monitor.stop()
         if self._exposition is not None:
             self._exposition.stop()
 
-    @property
-    def chooser(self) -> Choose:
-        """How jobs leave the queue."""
-        return in_order if self.steward is None else self._choose
+    def follow_budget(self, text: str | None) -> None:
+        """Keep to a budget of the fleet from the next prompt on, and after restarts; without one, to our own.
+
+        Args:
+            text: JSON of a budget, as an assignment carries it.
+
+        Raises:
+            ConfigError: it is no budget, or this board can never keep it; the former one stays.
+            LedgerError: what was drawn before cannot be read.
+        """
+        budget = self._own_budget if text is None else parse_budget(text)
+        if budget == self._budget:
+            return
+        self._use(budget)
+        if text is None:
+            self._budget_file.unlink(missing_ok=True)
+        else:
+            replace_file(self._budget_file, text.encode())
+        log.info("the budget is now that of the %s", "settings" if text is None else "fleet")
+
+    def _use(self, budget: Budget) -> None:
+        self.monitor.ledger.flush(time.time())  # its windows start from what the ledger has
+        steward = self._make_steward(budget) if budget.restrains else None
+        before, self.steward, self._budget = self.steward, steward, budget
+        if before is not None:
+            before.close()
+        self.telemetry.use(budget, steward)
+
+    def _kept(self) -> Budget | None:
+        """The budget of the fleet that was followed last; an unreadable one is none."""
+        try:
+            return parse_budget(self._budget_file.read_text("utf-8"))
+        except FileNotFoundError:
+            return None
+        except (OSError, UnicodeDecodeError, ConfigError):
+            log.exception("the budget of the fleet cannot be read; that of the settings holds")
+            return None
+
+    def _interval(self, interval: Interval) -> None:
+        if self.steward is not None:
+            self.steward.note_interval(interval)
+
+    def _vitals(self, vitals: Vitals) -> None:
+        if self.steward is not None:
+            self.steward.note_board(vitals, self.monitor.account.draw.idle.idle_w, self.monitor.facts)
 
     def plan(self, job: Job, models: ServedModels) -> None:
         """Find out what `job` will take, where there is a budget to decide by.
@@ -130,14 +195,27 @@ class PowerSide:
                 )
             )
 
-    def _choose(self, heads: Sequence[Job]) -> Pick:
+    def choose(self, heads: Sequence[Job]) -> Pick:
         """Which of the first in line runs now, by the budget; on the worker's thread."""
+        steward = self.steward
         plans = [job.plan for job in heads if job.plan is not None]
-        if self.steward is None or len(plans) < len(heads):
+        if steward is None or len(plans) < len(heads):
             # One without a plan fails at once, and costs nothing.
             return in_order([job for job in heads if job.plan is None] or heads)
-        plan, decision, look_again_s = self.steward.choose(plans)
+        plan, decision, look_again_s = steward.choose(plans)
         for job in heads:
             if plan is not None and job.plan is plan:
                 return Pick(Turn(job, decision), look_again_s)
         return Pick(None, look_again_s)
+
+
+def parse_budget(text: str) -> Budget:
+    """The budget in `text`, JSON.
+
+    Raises:
+        ConfigError: it is none.
+    """
+    try:
+        return Budget.model_validate_json(text)
+    except ValidationError as error:
+        raise ConfigError(f"the fleet's budget: {describe(error)}", key="budget") from error

@@ -148,10 +148,9 @@ class Agent:
         self._started_at = datetime.now(UTC)
         self._inbox: queue.SimpleQueue[_Event] = queue.SimpleQueue()
         self._power = power
-        self._steward = None if power is None else power.steward
         self._telemetry = None if power is None else power.telemetry
         self._listeners = dict(listeners or {})
-        self._queue = JobQueue(in_order if power is None else power.chooser)
+        self._queue = JobQueue(in_order if power is None else power.choose)
         self._outbox = Outbox(link, journal)
         self._jobs: dict[str, Job] = {}
         self._jobs_lock = threading.Lock()
@@ -169,7 +168,7 @@ class Agent:
             journal=journal,
             outbox=self._outbox,
             link=link,
-            steward=self._steward,
+            steward=lambda: None if power is None else power.steward,
             forget=self._forget,
             report=self._report,
         )

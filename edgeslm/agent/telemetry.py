@@ -70,8 +70,6 @@ class Telemetry:
         link: Link,
         monitor: PowerMonitor,
         *,
-        budget: Budget,
-        steward: Steward | None,
         interval_s: float,
         state_dir: Path,
         hot_c: float | None = None,
@@ -82,12 +80,13 @@ class Telemetry:
         Args:
             interval_s: seconds between reports.
             state_dir: whose file system's room is told.
-            hot_c: processor temperature that is an event; the budget's ceiling takes precedence.
+            hot_c: processor temperature that is an event where the budget names no ceiling.
         """
         self._fleet, self._device, self._link, self._monitor = fleet, device, link, monitor
-        self._budget, self._steward = budget, steward
+        self._budget = Budget()
+        self._steward: Steward | None = None
         self._interval_s, self._state_dir, self._wall_clock = interval_s, state_dir, wall_clock
-        self._hot_c = hot_c if budget.temperature is None else budget.temperature.ceiling_c
+        self._board_hot_c = hot_c
         self._gatherer = Gatherer()
         self._lock = threading.Lock()
         self._kept: deque[Message] = deque(maxlen=_MOST_KEPT)
@@ -107,6 +106,10 @@ class Telemetry:
         self._waiting = waiting
         self._begin_day()
         self._monitor.listen(on_interval=self._interval, on_vitals=self._vitals, on_meter=self._meter)
+
+    def use(self, budget: Budget, steward: Steward | None) -> None:
+        """Tell of `budget` from now on, and of who spends it."""
+        self._budget, self._steward = budget, steward
 
     def add_outcome(self, outcome: Outcome) -> None:
         """A prompt is done with."""
@@ -145,8 +148,10 @@ class Telemetry:
         self._edge("under_voltage", flags.under_voltage, "the supply's voltage broke down")
         throttled = flags.throttled or flags.frequency_capped or flags.soft_temperature_limit
         self._edge("throttled", throttled, "the firmware slows the board down")
-        if temperature_c is not None and self._hot_c is not None:
-            hot = temperature_c >= self._hot_c - (5.0 if "too_hot" in self._on else 0.0)
+        ceiling = self._budget.temperature
+        hot_c = self._board_hot_c if ceiling is None else ceiling.ceiling_c
+        if temperature_c is not None and hot_c is not None:
+            hot = temperature_c >= hot_c - (5.0 if "too_hot" in self._on else 0.0)
             self._edge("too_hot", hot, f"processor at {temperature_c:.1f} C", temperature_c=temperature_c)
         if vitals.battery is not None:
             battery = self._budget.battery
@@ -249,7 +254,8 @@ class Telemetry:
         )
 
     def _windows(self) -> tuple[WindowState, ...]:
-        if self._steward is None:
+        steward = self._steward
+        if steward is None:
             return ()
         return tuple(
             WindowState(
@@ -259,7 +265,7 @@ class Telemetry:
                 used_j=round(use.used_j, 3),
                 left_share=round(1 - use.used_j / use.limit_j, 4),
             )
-            for use in self._steward.usage()
+            for use in steward.usage()
         )
 
     def _system(self, now_s: float, span_s: float) -> SystemMetrics:

@@ -116,14 +116,14 @@ class Worker:
         journal: Journal,
         outbox: Outbox,
         link: Link,
-        steward: Steward | None,
+        steward: Callable[[], Steward | None],
         forget: Callable[[Job], None],
         report: Callable[[Job, Result], None],
     ) -> None:
         """Take the parts.
 
         Args:
-            steward: spends the budget, where there is one.
+            steward: who spends the budget just now, where there is one.
             forget: told of each job once its result is journalled.
             report: told what became of each job.
         """
@@ -152,22 +152,22 @@ class Worker:
             self._report(job, result)
 
     def _result(self, turn: Turn) -> Result:
-        job = turn.job
+        job, steward = turn.job, self._steward()
         try:
             if job.cancelled.is_set():
                 raise CancelledError("cancelled before it ran")
             if job.expired(time.monotonic()):
                 raise DeadlineError("the deadline passed in the queue")
-            if self._steward is None or job.plan is None or turn.decision is None:
+            if steward is None or job.plan is None or turn.decision is None:
                 with self._models.turn(job.request.model) as model:
                     return self._answer(model, job, None)
             if isinstance(turn.decision, Refuse):
-                raise self._steward.refusal(job.plan, turn.decision)
+                raise steward.refusal(job.plan, turn.decision)
             with self._models.turn(job.request.model) as model:
-                return self._answer_within(self._steward, model, job, job.plan, turn.decision)
+                return self._answer_within(steward, model, job, job.plan, turn.decision)
         except EdgeslmError as error:
-            if self._steward is not None and job.plan is not None and not isinstance(turn.decision, Run):
-                self._steward.file(job.plan, None)
+            if steward is not None and job.plan is not None and not isinstance(turn.decision, Run):
+                steward.file(job.plan, None)
             return error_result(job.id, self._device, error)
         except Exception as error:  # whatever a prompt provokes, the next one is served
             log.exception("prompt %s failed", job.id)

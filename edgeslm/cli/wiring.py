@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from edgeslm.power.steward import Steward
     from edgeslm.runtime.model import LoadedModel
     from edgeslm.schema.board import Board
+    from edgeslm.schema.budget import Budget
     from edgeslm.schema.installed import InstalledPackage
     from edgeslm.trust.identity import Identity
 
@@ -320,7 +321,7 @@ def _build_updates(
         config.updates.releases,
         list(files.values()),
         board,
-        power.monitor,
+        power,
         threads,
         link.publish,
     )
@@ -345,25 +346,23 @@ def build_power(
 
     discovery = discover_meters(config, board)
     monitor = PowerMonitor(board, config.power, discovery, config.state_dir / LEDGER_NAME)
-    steward = None
-    if config.budget.restrains:
-        steward = Steward(
+
+    def make_steward(budget: Budget) -> Steward:
+        return Steward(
             board,
-            config.budget,
+            budget,
             monitor.ledger,
             FrequencyCap(config.state_dir / "frequency.json", config.power.root),
             threads=threads,
             sizes_bytes=sizes_bytes,
             idle_w=monitor.account.draw.idle.idle_w,
         )
-        steward.attach(monitor)
+
     telemetry = Telemetry(
         config.fleet,
         config.device,
         link,
         monitor,
-        budget=config.budget,
-        steward=steward,
         interval_s=config.metrics.interval_s,
         state_dir=config.state_dir,
         hot_c=None if board.thermal is None else board.thermal.throttle_c,
@@ -379,7 +378,9 @@ def build_power(
     exposition = None
     if config.metrics.prometheus_port is not None:
         exposition = Exposition(config.metrics.prometheus_host, config.metrics.prometheus_port)
-    return PowerSide(monitor, steward, telemetry, exposition), listeners
+    budget_file = config.state_dir / "budget.json"
+    side = PowerSide(monitor, make_steward, telemetry, config.budget, budget_file, exposition)
+    return side, listeners
 
 
 def try_out(model: Model, board: Board, steward: Steward) -> None:

@@ -62,6 +62,7 @@ from edgeslm.trust.storage import ENROLLED, TrustStorage
 
 if TYPE_CHECKING:
     from edgeslm.agent.ports import Model
+    from edgeslm.agent.power_side import PowerSide
     from edgeslm.agent.service import Agent
     from edgeslm.agent.serving import ServedModels
     from edgeslm.power.monitor import PowerMonitor
@@ -412,6 +413,7 @@ class Updates:
         files: Sequence[Path],
         device: BoardDevice,
         publish: Callable[[Message], int | None],
+        follow_budget: Callable[[str | None], None],
     ) -> None:
         """Put it together.
 
@@ -419,6 +421,7 @@ class Updates:
             releases: address or directory of the repository.
             files: the packages of the factory.
             publish: over the agent's link.
+            follow_budget: takes the budget of an assignment.
 
         Raises:
             UsageError: `releases` is neither.
@@ -445,7 +448,7 @@ class Updates:
             on_report=reports.report,
             boot_id=read_boot_id(),
         )
-        self.following = Following(self._updater, judge, assigned, reports, journal.assignment)
+        self.following = Following(self._updater, judge, assigned, reports, journal.assignment, follow_budget)
         self._releases = CheckedReleases(judge, assigned)
         self._where = releases
         self._store = store
@@ -498,7 +501,7 @@ def build_updates(
     releases: str,
     files: Sequence[Path],
     board: Board,
-    monitor: PowerMonitor,
+    power: PowerSide,
     threads: int,
     publish: Callable[[Message], int | None],
 ) -> Updates | None:
@@ -508,7 +511,7 @@ def build_updates(
         identity: of the device.
         releases: address or directory of the release repository.
         files: the packages of the factory.
-        monitor: of the board; not started yet.
+        power: measures the board, and takes the fleet's budget; not started yet.
         threads: that a model computes with.
         publish: over the agent's link.
 
@@ -519,5 +522,5 @@ def build_updates(
         log.warning("no updates: the fleet gave this device no root of its release repository")
         return None
     battery = config.budget.battery or BatteryBudget()
-    device = BoardDevice(identity.facts.device, board, monitor, threads, battery.reserve_share)
-    return Updates(config, identity, releases, files, device, publish)
+    device = BoardDevice(identity.facts.device, board, power.monitor, threads, battery.reserve_share)
+    return Updates(config, identity, releases, files, device, publish, power.follow_budget)

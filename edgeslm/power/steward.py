@@ -37,8 +37,7 @@ from edgeslm.power.governor_types import (
 )
 from edgeslm.power.ledger import Ledger
 from edgeslm.power.ledger_reader import PromptNote
-from edgeslm.power.monitor import PowerMonitor
-from edgeslm.power.port import Vitals
+from edgeslm.power.port import MeterFacts, Vitals
 from edgeslm.power.predictor import Prediction, Predictor
 from edgeslm.power.predictor import Setting as LearnedSetting
 from edgeslm.schema.board import Board
@@ -172,21 +171,16 @@ class Steward:
         self._running: Plan | None = None
         self._run: Run | None = None
 
-    def attach(self, monitor: PowerMonitor) -> None:
-        """Keep the governor up to date from `monitor`, which has not started yet."""
-        governor = self.governor
+    def note_interval(self, interval: Interval) -> None:
+        """What the board drew; comes in order."""
+        self.governor.note_energy(interval.start_s, interval.end_s, interval.energy_j)
 
-        def on_interval(interval: Interval) -> None:
-            governor.note_energy(interval.start_s, interval.end_s, interval.energy_j)
-
-        def on_vitals(vitals: Vitals) -> None:
-            governor.note_vitals(vitals)
-            governor.note_idle(vitals.at_s, monitor.account.draw.idle.idle_w)
-            facts = monitor.facts
-            if facts is not None:
-                governor.note_meter(facts.error_share)
-
-        monitor.listen(on_interval=on_interval, on_vitals=on_vitals)
+    def note_board(self, vitals: Vitals, idle_w: float, facts: MeterFacts | None) -> None:
+        """How the board is: its vitals, its idle draw as learned by now, and the meter in use."""
+        self.governor.note_vitals(vitals)
+        self.governor.note_idle(vitals.at_s, idle_w)
+        if facts is not None:
+            self.governor.note_meter(facts.error_share)
 
     # --- what the dispatcher asks --------------------------------------------------------------------------------
 

@@ -13,7 +13,7 @@ from edgeslm.agent.description import AgentIdentity, availability
 from edgeslm.agent.journal import Journal
 from edgeslm.agent.service import Agent
 from edgeslm.cli.wiring import build_power, open_model, try_out
-from edgeslm.errors import BudgetConfigError
+from edgeslm.errors import BudgetConfigError, ConfigError
 from edgeslm.link.inprocess import InProcessBroker, InProcessLink
 from edgeslm.power.boards import load_boards
 from edgeslm.power.ledger_reader import LedgerReader
@@ -191,3 +191,39 @@ def test_the_windows_go_on_after_a_restart(start: Any) -> None:
 def test_a_budget_below_the_idle_draw_keeps_the_agent_from_starting(start: Any) -> None:
     with pytest.raises(BudgetConfigError, match=r"0\.10 W"):
         start(window(0.05))
+
+
+FLEETS = json.dumps({"windows": [{"name": "fleet", "limit_w": 0.15, "over_s": 300}], "max_wait_s": 0})
+
+
+def test_a_budget_of_the_fleet_holds_from_the_next_prompt_on_and_after_a_restart(start: Any) -> None:
+    agent, client = start({})
+    client.ask({"id": "free", "prompt": COMMAND})
+    assert "receipt" in client.result("free")
+    side = agent._power
+    side.follow_budget(FLEETS)
+    before = spend(client)
+    agent.stop()
+    _, client = start({})
+    assert spend(client, name="again") < before / 2
+
+
+def test_without_a_budget_of_the_fleet_that_of_the_settings_holds_again(start: Any) -> None:
+    agent, client = start({**window(0.12), "max_wait": "0s"})
+    agent._power.follow_budget(FLEETS)
+    assert agent._power.steward.usage()[0].name == "fleet"
+    agent._power.follow_budget(None)
+    assert [use.name for use in agent._power.steward.usage()] == ["heat"]
+    client.ask({"id": "a", "prompt": COMMAND})
+    assert client.result("a")["id"] == "a"
+
+
+@pytest.mark.parametrize(
+    "text", ["", "[]", '{"windows": 7}', '{"windows":[{"name":"w","limit_w":0.05,"over_s":60}]}']
+)
+def test_what_is_no_budget_or_never_kept_leaves_the_former_one(start: Any, text: str, tmp_path: Path) -> None:
+    agent, _ = start(window(5.0))
+    with pytest.raises(ConfigError):
+        agent._power.follow_budget(text)
+    assert [use.name for use in agent._power.steward.usage()] == ["heat"]
+    assert not (tmp_path / "state/budget.json").exists()

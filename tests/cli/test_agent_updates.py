@@ -387,3 +387,21 @@ def test_a_device_renews_its_certificate_by_itself_and_goes_on(world: World, rig
         device.wait(lambda: rig.identities("barn").is_settled(current()))
         device.ask("after")
         device.wait(lambda: device.heard("result/after"))
+
+
+def test_a_signed_budget_is_kept_to_and_told(world: World, rig: FleetRig) -> None:
+    budget = json.dumps({"windows": [{"name": "fleet", "limit_w": 500.0, "over_s": 60}]})
+    with running(world, rig, "shed") as device:
+        device.assign(world.old, 1, budget=budget)
+        kept = device.config.state_dir / "budget.json"
+        device.wait(kept.is_file)
+        assert json.loads(kept.read_text()) == json.loads(budget)
+        assert device.agent is not None
+        power = device.agent._power
+        assert power is not None
+        device.wait(
+            lambda: power.steward is not None and [use.name for use in power.steward.usage()] == ["fleet"]
+        )
+        device.assign(world.old, 2)
+        device.wait(lambda: not kept.exists())
+        assert power.steward is None

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edgeslm.power.governor_admission import decide
+from edgeslm.power.governor_admission import PULSE_S, decide
 from edgeslm.power.governor_types import (
     Conditions,
     Decision,
@@ -418,8 +418,10 @@ def test_every_prompt_gets_a_turn_or_a_time_to_come_back(
         cost = decision.setting.cost(SETTINGS[0])
         for one in rooms:
             least_j = 0.6 if one.over_s < 10 else min(p90_j, 2.0 + 0.2 * decision.max_tokens)
+            # A short window may be full for a moment: the answer pauses until there is room.
+            free_j = one.free_by(1.2) if one.over_s <= PULSE_S else one.free_j
             if ahead_j == 0:
-                assert min(cost * least_j, decision.setting.net_w * one.over_s) <= one.free_j + 1e-6
+                assert min(cost * least_j, decision.setting.net_w * one.over_s) <= free_j + 1e-6
     elif isinstance(decision, Defer):
         assert NOW_S <= decision.until_s <= NOW_S + 60
     else:
