@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -64,6 +65,7 @@ class PowerSide:
         self._make_steward = make_steward
         self._own_budget = budget
         self._budget_file = budget_file
+        self._done: deque[tuple[Job, ServedModels, Result]] = deque()
         self._use(self._kept() or budget)
         self._exposition = exposition
 
@@ -82,6 +84,7 @@ class PowerSide:
 
     def stop(self) -> None:
         """Write what was learned, and end. Idempotent."""
+        self._settle()
         if self.steward is not None:
             self.steward.close()
         self.monitor.stop()
@@ -127,6 +130,7 @@ class PowerSide:
             return None
 
     def _interval(self, interval: Interval) -> None:
+        self._settle()
         if self.steward is not None:
             self.steward.note_interval(interval)
 
@@ -176,7 +180,14 @@ class PowerSide:
             raise
 
     def report(self, job: Job, models: ServedModels, result: Result) -> None:
-        """What became of `job`, for metrics and ledger."""
+        """What became of `job`, for metrics and ledger; costs nothing while the answer is on its way out."""
+        self._done.append((job, models, result))
+
+    def _settle(self) -> None:
+        while self._done:
+            self._tell(*self._done.popleft())
+
+    def _tell(self, job: Job, models: ServedModels, result: Result) -> None:
         try:
             model = models.get(job.request.model).name
         except UnknownModelError as error:
