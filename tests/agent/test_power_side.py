@@ -108,16 +108,18 @@ def test_a_prompt_beyond_the_budget_is_refused_with_the_time_to_come_back(start:
     client.ask({"id": "again", "prompt": COMMAND})
     error = client.result("again")["error"]
     assert error["code"] == "budget"
-    assert 0 < error["retry_after_s"] <= 12
+    assert 0 < error["retry_after_s"] <= 20
     assert "window 'heat'" in error["message"]
 
 
 def test_a_prompt_may_wait_for_energy_and_is_answered_when_there_is_some(start: Any) -> None:
-    _, client = start({**window(0.22, "11s"), "max_wait": "60s"})
+    _, client = start({**window(0.5, "11s"), "max_wait": "60s"})
     answers = []
-    for number in range(200):
+    for number in range(1000):
         client.ask({"id": f"p{number}", "prompt": COMMAND})
-        answers.append(client.result(f"p{number}", 60)["receipt"])
+        result = client.result(f"p{number}", 60)
+        assert "error" not in result, result
+        answers.append(result["receipt"])
         if answers[-1]["queue_ms"] > 1000:
             break
     assert answers[-1]["queue_ms"] > 1000
