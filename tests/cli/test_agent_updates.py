@@ -391,7 +391,7 @@ def test_a_device_renews_its_certificate_by_itself_and_goes_on(world: World, rig
 
 def test_a_signed_budget_is_kept_to_and_told(world: World, rig: FleetRig) -> None:
     budget = json.dumps({"windows": [{"name": "fleet", "limit_w": 500.0, "over_s": 60}]})
-    with running(world, rig, "shed") as device:
+    with running(world, rig, "greenhouse") as device:
         device.assign(world.old, 1, budget=budget)
         kept = device.config.state_dir / "budget.json"
         device.wait(kept.is_file)
