@@ -20,12 +20,11 @@ from pathlib import Path
 from typing import Any
 
 import edgeslm
-from edgeslm.agent.ports import Model
+from edgeslm.agent.ports import Activity, Model
 from edgeslm.agent.update.change import Wanted
 from edgeslm.agent.update.child import Launch, launch_trial
 from edgeslm.agent.update.journal import UpdateJournal
 from edgeslm.agent.update.ports import (
-    Activity,
     BoardEnergy,
     Cancelled,
     DeviceFacts,

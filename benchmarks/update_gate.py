@@ -28,9 +28,9 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
-from edgeslm.agent.ports import Model
+from edgeslm.agent.ports import Activity, Model
 from edgeslm.agent.update.measuring import Bench, Measurement, right_answers
-from edgeslm.agent.update.ports import Activity, Cancelled, DeviceFacts, EnergyCount
+from edgeslm.agent.update.ports import Cancelled, DeviceFacts, EnergyCount
 from edgeslm.errors import UnknownModelError
 from edgeslm.power.boards import load_boards
 from edgeslm.power.port import Throttling, Vitals

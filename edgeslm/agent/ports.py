@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Protocol
 
 from edgeslm.link.port import Link, LinkEvents, Message
@@ -11,7 +12,7 @@ from edgeslm.runtime.model import Answer
 from edgeslm.schema.installed import InstalledPackage
 from edgeslm.schema.message import Options
 
-__all__ = ["EnergyMeter", "Link", "LinkEvents", "Message", "Model"]
+__all__ = ["Activity", "EnergyMeter", "Link", "LinkEvents", "Message", "Model"]
 
 
 class Model(Protocol):
@@ -60,3 +61,18 @@ class Model(Protocol):
         should_stop: ShouldStop | None = None,
     ) -> Answer:
         """Answer one prompt; raises ``RequestError`` for the prompt's fault, ``InferenceError`` for its own."""
+
+
+@dataclass(frozen=True)
+class Activity:
+    """What prompts have come to since the agent started.
+
+    Attributes:
+        begun: prompts that began to be computed.
+        failed: of these, prompts that the runtime failed at.
+        is_busy: one is being computed.
+    """
+
+    begun: int
+    failed: int
+    is_busy: bool

@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from pydantic import ValidationError
@@ -104,6 +104,7 @@ class PowerSide:
         budget = self._own_budget if text is None else parse_budget(text)
         if budget == self._budget:
             return
+        self.monitor.ledger.flush(time.time())  # the new windows start from what the ledger has
         self._use(budget)
         if text is None:
             self._budget_file.unlink(missing_ok=True)
@@ -112,7 +113,6 @@ class PowerSide:
         log.info("the budget is now that of the %s", "settings" if text is None else "fleet")
 
     def _use(self, budget: Budget) -> None:
-        self.monitor.ledger.flush(time.time())  # its windows start from what the ledger has
         steward = self._make_steward(budget) if budget.restrains else None
         before, self.steward, self._budget = self.steward, steward, budget
         if before is not None:
@@ -163,8 +163,11 @@ class PowerSide:
             )
         )
 
-    def admit(self, job: Job, models: ServedModels, waiting: Sequence[Job]) -> None:
+    def admit(self, job: Job, models: ServedModels, waiting: Callable[[], Iterable[Job]]) -> None:
         """Plan `job`, and refuse at once what the budget would refuse later.
+
+        Args:
+            waiting: tells what waits already; asked only where there is a budget.
 
         Raises:
             BudgetError: the energy is not there.
@@ -174,7 +177,7 @@ class PowerSide:
         if self.steward is None or job.plan is None:
             return
         try:
-            self.steward.admit(job.plan, [other.plan for other in waiting if other.plan is not None])
+            self.steward.admit(job.plan, [other.plan for other in waiting() if other.plan is not None])
         except BudgetError:
             self.telemetry.add_outcome(Outcome(job.plan.ask.model, "refused"))
             raise

@@ -443,12 +443,14 @@ class Agent:
         job = self._job(request, [reply], time.monotonic())
         try:
             if self._power is not None:
-                waiting = [*self._queue.waiting(), *(other for other, _ in self._accepting)]
-                self._power.admit(job, self._models, waiting)
+                self._power.admit(job, self._models, self._waiting_jobs)
         except EdgeslmError:
             self._forget(job)
             raise
         self._accepting.append((job, message))
+
+    def _waiting_jobs(self) -> list[Job]:
+        return [*self._queue.waiting(), *(job for job, _ in self._accepting)]
 
     def _acknowledge_after(self, job: Job, message: Message) -> None:
         if job.settled.is_set():

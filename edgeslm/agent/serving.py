@@ -19,8 +19,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 
-from edgeslm.agent.ports import Model
-from edgeslm.agent.update.ports import Activity
+from edgeslm.agent.ports import Activity, Model
 from edgeslm.errors import EdgeslmError, InferenceError, ModelLoadError, UnknownModelError
 from edgeslm.schema.installed import InstalledPackage
 

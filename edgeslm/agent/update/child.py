@@ -57,11 +57,8 @@ class Child(Protocol):
     def stdout(self) -> IO[bytes] | None:
         """From it."""
 
-    def poll(self) -> int | None:
-        """How it ended: an exit code, or below 0 the signal; ``None`` while it runs."""
-
     def wait(self, timeout: float | None = None) -> int:
-        """Wait for its end."""
+        """Wait for its end: an exit code, or below 0 the signal."""
 
 
 Launch = Callable[[Sequence[str]], Child]

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
+from edgeslm.agent.ports import Activity
 from edgeslm.agent.update import preflight
 from edgeslm.agent.update.change import (
     Change,
@@ -39,7 +40,7 @@ from edgeslm.agent.update.change import (
 )
 from edgeslm.agent.update.held import HeldSubject
 from edgeslm.agent.update.measuring import right_answers, supply_is_low
-from edgeslm.agent.update.ports import Activity, Cancelled, Delivery, Device, OnBytes, Releases, Serving
+from edgeslm.agent.update.ports import Cancelled, Delivery, Device, OnBytes, Releases, Serving
 from edgeslm.agent.update.trials import Trials, golden_cases
 from edgeslm.errors import (
     EdgeslmError,

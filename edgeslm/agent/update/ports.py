@@ -13,7 +13,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Protocol
 
-from edgeslm.agent.ports import Model
+from edgeslm.agent.ports import Activity, Model
 from edgeslm.agent.update.change import Wanted
 from edgeslm.power.port import Vitals
 from edgeslm.schema.installed import InstalledPackage
@@ -72,21 +72,6 @@ class Delivery(Protocol):
         Raises:
             UpdateError: ``internal``: the disk refuses.
         """
-
-
-@dataclass(frozen=True)
-class Activity:
-    """What prompts have come to since the agent started.
-
-    Attributes:
-        begun: prompts that began to be computed.
-        failed: of these, prompts that the runtime failed at.
-        is_busy: one is being computed.
-    """
-
-    begun: int
-    failed: int
-    is_busy: bool
 
 
 class Serving(Protocol):

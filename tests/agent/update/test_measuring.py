@@ -8,8 +8,9 @@ from dataclasses import dataclass, field
 import pytest
 
 from benchmarks.update_gate import Release, run_gate
+from edgeslm.agent.ports import Activity
 from edgeslm.agent.update.measuring import SWAP_ROUNDS, Bench, Measurement, right_answers
-from edgeslm.agent.update.ports import Activity, EnergyCount
+from edgeslm.agent.update.ports import EnergyCount
 from edgeslm.errors import UpdateError, UpdateInterruptedError
 from edgeslm.power.port import Throttling, Vitals
 from edgeslm.schema.package import GoldenCase
