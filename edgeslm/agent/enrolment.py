@@ -33,10 +33,10 @@ from edgeslm.errors import (
     LinkError,
     NoAnswerError,
 )
+from edgeslm.files import replace_file
 from edgeslm.schema.config import BrokerConfig
 from edgeslm.schema.enrol import Claim, EnrolReply, EnrolRequest, IdentityReport, Machine
 from edgeslm.trust.claim import Token, authority_pin, broker_password, proof_key, seal, unseal
-from edgeslm.trust.files import replace_file
 from edgeslm.trust.identity import AUTHORITY, Applicant, Identity, IdentityStore
 
 FIRST_RETRY_S = 2.0

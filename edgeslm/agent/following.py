@@ -25,12 +25,12 @@ from edgeslm.agent.update.change import wanted_by
 from edgeslm.agent.update.ports import Cancelled
 from edgeslm.agent.update.updater import Updater
 from edgeslm.errors import EdgeslmError, LinkError, UpdateInterruptedError
+from edgeslm.files import read_bounded, replace_file
 from edgeslm.schema.assignment import MAX_ASSIGNMENT_BYTES
 from edgeslm.schema.release import CheckRequest, CheckResult, HeldRelease
 from edgeslm.schema.update import Reported
 from edgeslm.trust.child import run_check
 from edgeslm.trust.fetch import Fetch
-from edgeslm.trust.files import read_bounded, replace_file
 
 log = logging.getLogger(__name__)
 

@@ -21,6 +21,7 @@ from edgeslm.agent.serving import ServedModels
 from edgeslm.agent.telemetry import Telemetry
 from edgeslm.codec import describe
 from edgeslm.errors import BudgetError, ConfigError, UnknownModelError
+from edgeslm.files import replace_file
 from edgeslm.power.attribution import Interval
 from edgeslm.power.ledger_reader import PromptNote
 from edgeslm.power.monitor import PowerMonitor
@@ -28,7 +29,6 @@ from edgeslm.power.port import Vitals
 from edgeslm.power.steward import Ask, Steward
 from edgeslm.schema.budget import Budget
 from edgeslm.schema.message import Result
-from edgeslm.trust.files import replace_file
 
 log = logging.getLogger(__name__)
 

@@ -16,8 +16,9 @@ import struct
 from dataclasses import dataclass
 from pathlib import Path
 
-from edgeslm.delivery.files import FileBlob, disk_errors, sync_directory
+from edgeslm.delivery.files import FileBlob, disk_errors
 from edgeslm.errors import ChunkMapError
+from edgeslm.files import sync_directory
 from edgeslm.schema.delivery import BLOCK_BYTES, BlobRef
 
 _HEADER = struct.Struct("<8sIIQ32s")

@@ -107,15 +107,6 @@ def check_room(directory: Path, needed_bytes: int) -> None:
         raise _no_room(directory, needed_bytes + RESERVE_BYTES, free_bytes)
 
 
-def sync_directory(path: Path) -> None:
-    """Make the names in the directory `path` survive a power cut."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
 def _free_bytes(directory: Path) -> int:
     try:
         return shutil.disk_usage(directory).free

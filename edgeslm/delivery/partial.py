@@ -27,8 +27,9 @@ from pathlib import Path
 import numpy as np
 
 from edgeslm.delivery.chunks import ChunkMap
-from edgeslm.delivery.files import FileBlob, disk_errors, sync_directory
+from edgeslm.delivery.files import FileBlob, disk_errors
 from edgeslm.errors import ChunkMapError
+from edgeslm.files import sync_directory
 from edgeslm.schema.delivery import BLOCK_BYTES, BlobRef
 
 SYNC_BYTES = 4 * 2**20

@@ -26,9 +26,9 @@ from datetime import datetime
 from pathlib import Path, PurePosixPath
 
 from edgeslm.errors import FleetError, FleetSetupError, FleetVersionError
+from edgeslm.files import PARTIAL, sync_directory
 from edgeslm.fleet.directory import CONFIG, DATABASE, FleetDirectory, settings_text
 from edgeslm.fleet.store.database import HEAD, Store, sqlite_url
-from edgeslm.trust.files import PARTIAL, sync_directory
 
 _FORMAT = 1
 _MANIFEST, _STORE, _FILES = "manifest.json", "store.db", "files"

@@ -42,6 +42,7 @@ from sqlalchemy.orm import Session
 
 from edgeslm import topics
 from edgeslm.errors import FleetError, LinkError
+from edgeslm.files import clear_partial, locked, replace_file
 from edgeslm.fleet import broker_files as files
 from edgeslm.fleet.ca import (
     CertificateAuthority,
@@ -60,7 +61,6 @@ from edgeslm.fleet.store.models import CertificateRow, FactRow
 from edgeslm.link.mqtt import MqttLink
 from edgeslm.link.port import Message
 from edgeslm.schema.config import BrokerConfig
-from edgeslm.trust.files import clear_partial, locked, replace_file
 
 _LOCK = ".lock"
 _RELOAD_TIMEOUT_S = 30.0

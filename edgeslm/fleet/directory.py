@@ -27,6 +27,7 @@ from pydantic import ValidationError
 
 from edgeslm.codec import describe
 from edgeslm.errors import FleetError, FleetSetupError, SigningKeyError
+from edgeslm.files import clear_partial, locked, read_bounded, replace_file
 from edgeslm.fleet.broker_files import OPERATOR
 from edgeslm.fleet.ca import (
     CertificateAuthority,
@@ -41,7 +42,6 @@ from edgeslm.fleet.store.database import Store, sqlite_url
 from edgeslm.schema.config import BrokerConfig
 from edgeslm.schema.enrol import MAX_TRUST_ROOT_CHARS
 from edgeslm.schema.fleet import FleetConfig
-from edgeslm.trust.files import clear_partial, locked, read_bounded, replace_file
 
 CONFIG, DATABASE = "fleet.yaml", "fleet.db"
 MIN_PASSPHRASE_BYTES = 12

@@ -16,10 +16,10 @@ from securesystemslib.signer import Signer
 from tuf.api.metadata import Delegations, Metadata, Root, Targets, VerificationResult
 
 from edgeslm.errors import ReleaseRepositoryError, SigningKeyError
+from edgeslm.files import read_bounded
 from edgeslm.fleet.release_files import TARGETS, RepositoryFiles
 from edgeslm.fleet.release_metadata import changes, next_version, parse, stamp
 from edgeslm.trust.decisions import Limits
-from edgeslm.trust.files import read_bounded
 
 
 @dataclass(frozen=True)

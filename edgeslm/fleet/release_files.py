@@ -35,11 +35,11 @@ from tuf.api.metadata import Metadata, Root, Snapshot, Targets, Timestamp
 
 from edgeslm import codec
 from edgeslm.errors import CodecError, ReleaseRepositoryError
+from edgeslm.files import PARTIAL, clear_partial, locked, read_bounded, replace_file, sync_directory
 from edgeslm.fleet.release_metadata import KindT, parse
 from edgeslm.schema.base import is_identifier
 from edgeslm.schema.release import Lifetimes
 from edgeslm.trust.decisions import Limits
-from edgeslm.trust.files import PARTIAL, clear_partial, locked, read_bounded, replace_file, sync_directory
 
 TARGETS = Targets.type
 TIMESTAMP = "timestamp.json"

@@ -35,11 +35,11 @@ from securesystemslib.signer import CryptoSigner, Key, Signer, SSlibKey
 from tuf.api.metadata import Root, Targets
 
 from edgeslm.errors import ReleaseRepositoryError, SigningKeyError
+from edgeslm.files import read_bounded, replace_file
 from edgeslm.fleet.release_metadata import parse
 from edgeslm.schema.assignment import Assignment
 from edgeslm.trust.assignment import body, payload
 from edgeslm.trust.decisions import Limits
-from edgeslm.trust.files import read_bounded, replace_file
 
 PASSPHRASE_VARIABLE = "EDGESLM_PASSPHRASE"  # noqa: S105 - the name of a variable
 MIN_PASSPHRASE_BYTES = 12

@@ -43,9 +43,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgeslm.errors import DeltaError, PackageError
+from edgeslm.files import sync_directory
 from edgeslm.models.archive import open_regular
 from edgeslm.models.image import Image, PackageImage
-from edgeslm.models.package import sync_directory, writing
+from edgeslm.models.package import writing
 from edgeslm.schema.installed import InstalledPackage
 from edgeslm.schema.package import MAX_PACKAGE_BYTES
 

@@ -26,6 +26,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgeslm.errors import DeltaError
+from edgeslm.files import sync_directory
 from edgeslm.models.archive import Entry, members_end, open_regular, sha256_file
 from edgeslm.models.archive_reader import read_entries
 from edgeslm.models.delta import (
@@ -43,7 +44,7 @@ from edgeslm.models.delta import (
     rebuilt,
 )
 from edgeslm.models.image import FileImage
-from edgeslm.models.package import sync_directory, writing
+from edgeslm.models.package import writing
 
 Costs: TypeAlias = NDArray[np.float32]
 

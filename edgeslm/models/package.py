@@ -36,6 +36,7 @@ from edgeslm.errors import (
     PackageSizeError,
     StoreError,
 )
+from edgeslm.files import sync_directory
 from edgeslm.models.archive import (
     Entry,
     directory,
@@ -335,15 +336,6 @@ def writing(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise StoreError(f"{path}: cannot be written: {error.strerror or error}", path=str(path)) from error
-
-
-def sync_directory(path: Path) -> None:
-    """Make the names in the directory `path` survive a power cut."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 @contextmanager

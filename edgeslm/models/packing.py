@@ -31,6 +31,7 @@ from edgeslm.errors import (
     PackagePathError,
     PackageSizeError,
 )
+from edgeslm.files import sync_directory
 from edgeslm.models.archive import (
     CHUNK_BYTES,
     FILE_NAME,
@@ -42,7 +43,7 @@ from edgeslm.models.archive import (
     local_header,
     open_regular,
 )
-from edgeslm.models.package import check_package, sync_directory, writing
+from edgeslm.models.package import check_package, writing
 from edgeslm.schema.package import MANIFEST_NAME, MAX_MANIFEST_BYTES, MAX_MEMBERS, MAX_PACKAGE_BYTES, Manifest
 
 DRAFT_NAMES = (MANIFEST_NAME, "manifest.yaml")

@@ -41,8 +41,9 @@ from edgeslm.errors import (
     PackageSizeError,
     StoreError,
 )
+from edgeslm.files import sync_directory
 from edgeslm.models.archive import fault, layout, sha256_file
-from edgeslm.models.package import extract, parse_manifest, read_manifest, sync_directory, writing
+from edgeslm.models.package import extract, parse_manifest, read_manifest, writing
 from edgeslm.models.packing import measure, serialized
 from edgeslm.schema.base import is_identifier
 from edgeslm.schema.installed import InstalledPackage

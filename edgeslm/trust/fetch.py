@@ -26,7 +26,7 @@ from edgeslm.errors import (
     SlowRetrievalError,
     UsageError,
 )
-from edgeslm.trust.files import read_bounded
+from edgeslm.files import read_bounded
 
 _PATH = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,255}(/[A-Za-z0-9_-][A-Za-z0-9._-]{0,255}){0,7}")
 _MISSING = frozenset({403, 404, 410})

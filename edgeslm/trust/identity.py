@@ -38,10 +38,10 @@ from pathlib import Path
 
 from edgeslm import codec
 from edgeslm.errors import CertificateError, CodecError, IdentityError
+from edgeslm.files import clear_partial, locked, read_bounded, replace_file, sync_directory
 from edgeslm.schema.config import BrokerConfig
 from edgeslm.schema.enrol import Claim, FleetFacts
 from edgeslm.trust.certificate import CertificateFacts, inspect
-from edgeslm.trust.files import clear_partial, locked, read_bounded, replace_file, sync_directory
 
 CURRENT = "current"
 KEY, REQUEST, CLAIM, FLEET = "device.key", "device.csr", "claim.json", "fleet.json"

@@ -14,8 +14,8 @@ import hashlib
 import json
 from pathlib import Path
 
+from edgeslm.files import read_bounded, replace_file
 from edgeslm.schema.enrol import Machine
-from edgeslm.trust.files import read_bounded, replace_file
 
 _SERIALS = ("proc/device-tree/serial-number", "sys/class/dmi/id/product_serial")
 _BOOT_ID = "proc/sys/kernel/random/boot_id"

@@ -26,8 +26,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from edgeslm.errors import TrustStateError
+from edgeslm.files import clear_partial, locked, read_bounded, replace_file, sync_directory
 from edgeslm.trust.clock import Remembered
-from edgeslm.trust.files import clear_partial, locked, read_bounded, replace_file, sync_directory
 
 ROOT, TIMESTAMP, ENROLLED, _CLOCK, _LOCK = (
     "root.json",
