@@ -133,10 +133,11 @@ def _sampling(root: Path, on_sample: Callable[[], None] = lambda: None) -> Itera
     from edgeslm.power.boards import load_boards  # noqa: PLC0415
     from edgeslm.power.cpu import CpuClock  # noqa: PLC0415
     from edgeslm.power.health import limits_of  # noqa: PLC0415
-    from edgeslm.power.ledger import Ledger, boot_id  # noqa: PLC0415
+    from edgeslm.power.ledger import Ledger  # noqa: PLC0415
     from edgeslm.power.meters.hwmon import HwmonMeter, find_sensors  # noqa: PLC0415
     from edgeslm.power.meters.model import ModelMeter  # noqa: PLC0415
     from edgeslm.power.sampler import BankSource, Sampler  # noqa: PLC0415
+    from edgeslm.procfs import boot_id  # noqa: PLC0415
 
     board = load_boards()["pi-4b"]
     meter = HwmonMeter(find_sensors(root)[0], root=root)

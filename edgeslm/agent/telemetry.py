@@ -28,6 +28,7 @@ from edgeslm.power.bank import Demoted, MeterEvent
 from edgeslm.power.monitor import PowerMonitor
 from edgeslm.power.port import Throttling, Vitals
 from edgeslm.power.steward import Steward, clock_is_set
+from edgeslm.procfs import memory_kib
 from edgeslm.schema.budget import Budget
 from edgeslm.schema.metrics import (
     BatteryMetrics,
@@ -354,11 +355,8 @@ def _resident_mb() -> float | None:
 
 
 def _memory_free_mb() -> float | None:
-    try:
-        rows = dict(line.split(":", 1) for line in Path("/proc/meminfo").read_text("ascii").splitlines())
-        return round(int(rows["MemAvailable"].split()[0]) / 1024, 1)
-    except (OSError, ValueError, KeyError):
-        return None
+    free_kib = memory_kib("MemAvailable")
+    return None if free_kib is None else round(free_kib / 1024, 1)
 
 
 def _disk_free_mb(path: Path) -> float | None:

@@ -19,6 +19,7 @@ import click
 from edgeslm.cli import wiring
 from edgeslm.cli.output import host_option, json_option, port_option, print_json, reporting_errors
 from edgeslm.errors import EdgeslmError
+from edgeslm.procfs import cpu_flags, memory_kib
 
 Status = Literal["ok", "warning", "failed"]
 
@@ -76,13 +77,9 @@ def check_runtime() -> Finding:
 def check_cpu(cpuinfo: Path = Path("/proc/cpuinfo")) -> Finding:
     """Processor features that int8 inference profits from."""
     wanted = {"asimd", "asimddp", "i8mm", "avx2", "avx512_vnni", "avx_vnni", "fma"}
-    try:
-        lines = cpuinfo.read_text("utf-8", "replace").splitlines()
-    except OSError:
+    flags = cpu_flags(cpuinfo)
+    if flags is None:
         return Finding("cpu", "warning", f"{os.cpu_count()} cores, features unknown")
-    flags = {
-        word for line in lines if line.lower().startswith(("features", "flags")) for word in line.split()
-    }
     found = sorted(wanted & flags)
     fast = {"asimddp", "i8mm", "avx512_vnni", "avx_vnni"} & flags
     detail = f"{os.cpu_count()} cores, {', '.join(found) or 'no vector extensions found'}"
@@ -131,11 +128,10 @@ def judge_probe(name: str, returncode: int, stdout: str, stderr: str) -> Finding
 
 def check_memory(meminfo: Path = Path("/proc/meminfo")) -> Finding:
     """Memory that a model can have."""
-    try:
-        rows = dict(line.split(":", 1) for line in meminfo.read_text("utf-8").splitlines())
-        free_mb = int(rows["MemAvailable"].split()[0]) // 1024
-    except (OSError, ValueError, KeyError):
+    free_kib = memory_kib("MemAvailable", meminfo)
+    if free_kib is None:
         return Finding("memory", "warning", "free memory unknown")
+    free_mb = free_kib // 1024
     if free_mb < _MIN_FREE_MEMORY_MB:
         return Finding(
             "memory", "failed", f"{free_mb} MB free", f"At least {_MIN_FREE_MEMORY_MB} MB are needed"

@@ -17,7 +17,6 @@ import edgeslm
 from edgeslm import topics
 from edgeslm.agent.following import Assigned, Following, Judge, Reports
 from edgeslm.agent.ports import Message
-from edgeslm.agent.update.boot import read_boot_id
 from edgeslm.agent.update.change import Wanted
 from edgeslm.agent.update.journal import UpdateJournal
 from edgeslm.agent.update.ports import Cancelled, DeviceFacts, EnergyCount, OnBytes
@@ -50,6 +49,7 @@ from edgeslm.models.store import ModelStore
 from edgeslm.power.attribution import Interval
 from edgeslm.power.port import Vitals
 from edgeslm.power.steward import clock_is_set
+from edgeslm.procfs import boot_id, cpu_flags, memory_kib
 from edgeslm.runtime.backend import installed_runtimes
 from edgeslm.schema.budget import BatteryBudget
 from edgeslm.schema.config import AgentConfig, UpdatesConfig
@@ -335,7 +335,7 @@ class BoardDevice:
         self.facts = DeviceFacts(
             name=name,
             agent=edgeslm.__version__,
-            cpu_features=frozenset(board.cpu_features) | _cpu_flags(),
+            cpu_features=frozenset(board.cpu_features) | (cpu_flags() or frozenset()),
             runtimes=tuple(dict.fromkeys(runtime.kind for runtime in installed_runtimes())),
             ram_mb=_memory_mb("MemTotal") or 0,
             threads=threads,
@@ -375,24 +375,8 @@ class BoardDevice:
 
 
 def _memory_mb(row: str) -> int | None:
-    """A row of /proc/meminfo (proc_meminfo(5)) in megabytes."""
-    try:
-        rows = dict(line.split(":", 1) for line in Path("/proc/meminfo").read_text("ascii").splitlines())
-        return int(rows[row].split()[0]) // 1024
-    except (OSError, ValueError, KeyError):
-        return None
-
-
-def _cpu_flags() -> frozenset[str]:
-    """What the processor can do, in the kernel's words: ``flags`` on x86, ``Features`` on ARM (proc_cpuinfo(5))."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text("utf-8", "replace").splitlines()
-    except OSError:
-        return frozenset()
-    rows = (line.partition(":") for line in lines)
-    return frozenset(
-        flag for name, _, text in rows if name.strip() in {"flags", "Features"} for flag in text.split()
-    )
+    kib = memory_kib(row)
+    return None if kib is None else kib // 1024
 
 
 # --- all together -------------------------------------------------------------------------------------------
@@ -446,7 +430,7 @@ class Updates:
             config.updates.policy,
             files,
             on_report=reports.report,
-            boot_id=read_boot_id(),
+            boot_id=boot_id() or "",
         )
         self.following = Following(self._updater, judge, assigned, reports, journal.assignment, follow_budget)
         self._releases = CheckedReleases(judge, assigned)

@@ -42,15 +42,6 @@ RESTART_GAP_S = 600.0
 _TIDY_S = 3600.0
 
 
-def boot_id(path: Path = Path("/proc/sys/kernel/random/boot_id")) -> str | None:
-    """What tells this boot from others; monotonic time can be compared within one (proc_sys_kernel(5))."""
-    try:
-        with path.open() as file:
-            return file.read(64).strip() or None
-    except OSError:
-        return None
-
-
 class Ledger(LedgerReader):
     """Writes and answers queries; what is not flushed yet is not in the answers. Thread-safe."""
 
@@ -58,7 +49,7 @@ class Ledger(LedgerReader):
         """Open or create the database; one that is broken is set aside.
 
         Args:
-            boot: see :func:`boot_id`; ``None`` where it is not known: then no restart is made up for.
+            boot: see :func:`edgeslm.procfs.boot_id`; ``None`` where it is not known: then no restart is made up for.
 
         Raises:
             LedgerError: it cannot be opened, or was written by a newer release.

@@ -20,11 +20,12 @@ from edgeslm.power.attribution import Interval
 from edgeslm.power.bank import MeterBank, MeterEvent
 from edgeslm.power.cpu import CpuClock
 from edgeslm.power.health import limits_of
-from edgeslm.power.ledger import Ledger, boot_id
+from edgeslm.power.ledger import Ledger
 from edgeslm.power.meters.discovery import Discovery
 from edgeslm.power.port import EnergyMeter, MeterFacts, Vitals
 from edgeslm.power.sampler import ACCOUNT_STATE, BankSource, Sampler
 from edgeslm.power.vitals import VitalsReader
+from edgeslm.procfs import boot_id
 from edgeslm.schema.board import Board
 from edgeslm.schema.power import MetersConfig
 

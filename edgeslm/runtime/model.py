@@ -15,6 +15,7 @@ from pathlib import Path
 
 import edgeslm
 from edgeslm.errors import InferenceError, ModelLoadError, ProofError, RuntimeMissingError
+from edgeslm.procfs import memory_kib
 from edgeslm.runtime.backend import Runtime, choose_runtime, native_output_hidden
 from edgeslm.runtime.engine import Engine, KvEngine
 from edgeslm.runtime.executor import CompiledExecutor, SignatureExecutor, WeightCache, has_compiled_model
@@ -231,11 +232,10 @@ def check_requirements(installed: InstalledPackage, meminfo: Path = Path("/proc/
             path=str(installed.directory),
             hint="Update edgeslm, or take an older version of the model",
         )
-    try:
-        rows = dict(line.split(":", 1) for line in meminfo.read_text("ascii").splitlines())
-        free_mb = int(rows["MemAvailable"].split()[0]) // 1024
-    except (OSError, ValueError, KeyError):
+    free_kib = memory_kib("MemAvailable", meminfo)
+    if free_kib is None:
         return  # not Linux, or no procfs: nothing is known, so nothing is refused
+    free_mb = free_kib // 1024
     if free_mb < manifest.requires.ram_mb:
         raise ModelLoadError(
             f"{manifest.name}@{manifest.version} needs {manifest.requires.ram_mb} MB of memory, {free_mb} MB are free",

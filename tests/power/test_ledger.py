@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from edgeslm.errors import LedgerError
 from edgeslm.power import ledger_batch
 from edgeslm.power.attribution import CauseKind, EndedSpan, Interval, Settlement, Share
-from edgeslm.power.ledger import RESTART_GAP_S, Ledger, boot_id
+from edgeslm.power.ledger import RESTART_GAP_S, Ledger
 from edgeslm.power.ledger_file import MOST_PROMPTS
 from edgeslm.power.ledger_reader import EnergyBucket, LedgerReader, PowerPoint, PromptNote
 from edgeslm.power.port import Cause
@@ -395,10 +395,3 @@ def test_what_was_seen_last_may_be_of_no_use(tmp_path: Path) -> None:
         ledger.add(interval(number, 1, 3.0), 1, NOON + 1)
     ledger.flush(NOON)
     assert total_j(ledger) == pytest.approx(9.0)
-
-
-def test_this_boot_has_an_id_where_the_kernel_tells(tmp_path: Path) -> None:
-    file = tmp_path / "boot_id"
-    assert boot_id(file) is None
-    file.write_text("0f3b\n")
-    assert boot_id(file) == "0f3b"

@@ -19,8 +19,6 @@ from edgeslm.schema.installed import InstalledPackage
 
 log = logging.getLogger(__name__)
 
-_BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
-
 
 @dataclass(frozen=True)
 class Factory:
@@ -35,14 +33,6 @@ class Factory:
     installed: dict[str, InstalledPackage]
 
 
-def read_boot_id() -> str:
-    """What the kernel calls this run of the board (random(4)); empty where it does not say."""
-    try:
-        return _BOOT_ID.read_text("ascii").strip()
-    except OSError:
-        return ""
-
-
 def boot(
     changes: Changes, journal: UpdateJournal, store: ModelStore, files: Sequence[Path], boot_id: str
 ) -> tuple[Factory, dict[str, InstalledPackage]]:
@@ -50,7 +40,7 @@ def boot(
 
     Args:
         files: package files of the factory; their names come first, in this order.
-        boot_id: see :func:`read_boot_id`.
+        boot_id: see :func:`edgeslm.procfs.boot_id`; empty where the kernel does not say.
 
     Raises:
         EdgeslmError: there is nothing to serve: why the first factory package is of no use.

@@ -100,7 +100,7 @@ class Updater:
         Args:
             factory: package files that serve where no assignment says otherwise, and that are fallen back to.
             on_report: told on the updater's thread whenever there is something new to report.
-            boot_id: see :func:`edgeslm.agent.update.boot.read_boot_id`.
+            boot_id: see :func:`edgeslm.procfs.boot_id`; empty where the kernel does not say.
 
         Raises:
             JournalError: the journal cannot be read.
