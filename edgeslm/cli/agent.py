@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
-import signal
 import sys
-import threading
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import click
 
 from edgeslm.cli import wiring
-from edgeslm.cli.output import BROKER_HOST, BROKER_PORT, FLEET, CommandGroup, print_json, reporting_errors
+from edgeslm.cli.output import (
+    BROKER_HOST,
+    BROKER_PORT,
+    FLEET,
+    CommandGroup,
+    print_json,
+    reporting_errors,
+    stopped_by_signals,
+)
 
 _SWITCH_INTERVAL_S = 0.0001
 
@@ -62,29 +67,22 @@ def run(path: Path | None, **overrides: Any) -> None:
     # The worker computes in short native calls that keep the interpreter, and asks for it again between them. At the
     # default of 5 ms the other threads would wait out whole answers, and their turns would delay it as much.
     sys.setswitchinterval(_SWITCH_INTERVAL_S)
-    stop = threading.Event()
-
-    def on_signal(number: int, frame: FrameType | None) -> None:
-        del number, frame
-        stop.set()
-
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, on_signal)
-    running = wiring.build_agent(config, (path or Path()).resolve().parent)
-    running.start()
-    info = running.info()
-    served = ", ".join(f"{model.name}@{model.version} ({model.graph})" for model in info.models)
-    click.echo(
-        f"edgeslm {info.agent} on {info.board}: {config.fleet}/{config.device} serves {served}", err=True
-    )
-    click.echo(f"runtime {info.runtime}, broker {config.broker.host}:{config.broker.port}", err=True)
-    while not stop.wait(0.2) and not running.wait_connected(0):
-        pass
-    if not stop.is_set():
-        click.echo("online", err=True)
-        release_startup_pages()
-    stop.wait()
-    running.stop()
+    with stopped_by_signals() as stop:
+        running = wiring.build_agent(config, (path or Path()).resolve().parent)
+        running.start()
+        info = running.info()
+        served = ", ".join(f"{model.name}@{model.version} ({model.graph})" for model in info.models)
+        click.echo(
+            f"edgeslm {info.agent} on {info.board}: {config.fleet}/{config.device} serves {served}", err=True
+        )
+        click.echo(f"runtime {info.runtime}, broker {config.broker.host}:{config.broker.port}", err=True)
+        while not stop.wait(0.2) and not running.wait_connected(0):
+            pass
+        if not stop.is_set():
+            click.echo("online", err=True)
+            release_startup_pages()
+        stop.wait()
+        running.stop()
 
 
 @agent.command()

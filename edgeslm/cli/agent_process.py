@@ -20,6 +20,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
+from edgeslm.cli.output import printable
 from edgeslm.errors import LinkError
 
 if TYPE_CHECKING:
@@ -180,8 +181,3 @@ class AgentProcess:
     def _shown_log(self) -> str:
         tail = self.log_tail()
         return f". Its log:\n{tail}" if tail else ", its log is empty"
-
-
-def printable(text: str, keep: str = "") -> str:
-    """`text` without what could steer a terminal: answers and logs are not trusted."""
-    return "".join(char if char.isprintable() or char in keep else "?" for char in text)

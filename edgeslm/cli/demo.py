@@ -34,8 +34,8 @@ import click
 from pydantic import ValidationError
 
 from edgeslm import topics
-from edgeslm.cli.agent_process import AgentProcess, printable
-from edgeslm.cli.output import json_option, print_json, reporting_errors
+from edgeslm.cli.agent_process import AgentProcess
+from edgeslm.cli.output import json_option, print_json, printable, reporting_errors
 from edgeslm.cli.requests import format_energy
 from edgeslm.codec import describe
 from edgeslm.errors import EdgeslmError

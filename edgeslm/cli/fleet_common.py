@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from edgeslm.cli.output import FLEET
+from edgeslm.cli.output import FLEET, printable
 from edgeslm.errors import EdgeslmError, UsageError
 
 if TYPE_CHECKING:
@@ -184,11 +184,6 @@ def ago(at: datetime | None, now: datetime) -> str | None:
     unit_s, name = next((unit for unit in units if abs(seconds) >= 2 * unit[0]), units[-1])
     size = f"{abs(seconds) / unit_s:.0f} {name}"
     return f"{size} ago" if seconds >= 0 else f"in {size}"
-
-
-def printable(text: str) -> str:
-    """`text` without what could steer a terminal: devices say what they like."""
-    return "".join(char if char.isprintable() else "?" for char in text)
 
 
 # --- doing something to several things ----------------------------------------------------------------------

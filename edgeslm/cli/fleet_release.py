@@ -5,13 +5,10 @@ from __future__ import annotations
 import logging
 import re
 import secrets
-import signal
 import sys
-import threading
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
-from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -25,11 +22,17 @@ from edgeslm.cli.fleet_common import (
     note,
     open_fleet,
     print_table,
-    printable,
     utc_now,
     yes_option,
 )
-from edgeslm.cli.output import CommandGroup, json_option, print_json, reporting_errors
+from edgeslm.cli.output import (
+    CommandGroup,
+    json_option,
+    print_json,
+    printable,
+    reporting_errors,
+    stopped_by_signals,
+)
 from edgeslm.errors import ReleaseRepositoryError, UsageError
 
 if TYPE_CHECKING:
@@ -634,15 +637,10 @@ def serve(
     """
     logging.getLogger("edgeslm.fleet").setLevel(logging.INFO)
     fleet = open_fleet(fleet_dir, fleet_name)
-    stop = threading.Event()
-
-    def on_signal(number: int, frame: FrameType | None) -> None:
-        del number, frame
-        stop.set()
-
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, on_signal)
-    with running_distribution(fleet, keys_of(fleet, keys_dir), host, port) as distribution:
+    with (
+        stopped_by_signals() as stop,
+        running_distribution(fleet, keys_of(fleet, keys_dir), host, port) as distribution,
+    ):
         click.echo(f"releases of fleet {fleet.directory.name} at {distribution.url}", err=True)
         was_connected = False
         while not stop.wait(_WATCH_S):

@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import logging
 import secrets
-import signal
 import sys
-import threading
 from contextlib import ExitStack
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import click
@@ -26,7 +23,7 @@ from edgeslm.cli.fleet_common import (
     utc_now,
 )
 from edgeslm.cli.fleet_release import keys_of, keys_option, running_distribution
-from edgeslm.cli.output import json_option, print_json, reporting_errors
+from edgeslm.cli.output import json_option, print_json, reporting_errors, stopped_by_signals
 from edgeslm.codec import describe
 from edgeslm.errors import UsageError
 
@@ -185,16 +182,9 @@ def serve(
     """
     logging.getLogger("edgeslm.fleet").setLevel(logging.INFO)
     fleet = open_fleet(fleet_dir, fleet_name, passphrase_file)
-    stop = threading.Event()
-
-    def on_signal(number: int, frame: FrameType | None) -> None:
-        del number, frame
-        stop.set()
-
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, on_signal)
     broker = fleet.directory.config.broker
     with ExitStack() as stack:
+        stop = stack.enter_context(stopped_by_signals())
         if fleet.broker.sync(fleet.store, utc_now()).needs_restart:
             note("settings of the broker changed: start it and its door anew, at a moment that suits")
         process = None

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import json
 import logging
+import signal
 import sys
+import threading
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import wraps
+from types import FrameType
 from typing import Any, ParamSpec, TypeVar
 
 import click
@@ -82,6 +86,28 @@ def print_json(value: BaseModel | dict[str, Any] | list[Any]) -> None:
     else:
         text = json.dumps(value, ensure_ascii=False, separators=(",", ":"))
     click.echo(text)
+
+
+def printable(text: str, keep: str = "") -> str:
+    """`text` without what could steer a terminal: answers, logs, and what devices say are not trusted."""
+    return "".join(char if char.isprintable() or char in keep else "?" for char in text)
+
+
+@contextmanager
+def stopped_by_signals() -> Iterator[threading.Event]:
+    """An event that Ctrl-C and SIGTERM set."""
+    stop = threading.Event()
+
+    def on_signal(number: int, frame: FrameType | None) -> None:
+        del number, frame
+        stop.set()
+
+    before = {number: signal.signal(number, on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield stop
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def reporting_errors(command: Callable[P, R]) -> Callable[P, R]:

@@ -7,8 +7,8 @@ from typing import Final
 
 import click
 
-from edgeslm.cli.output import print_json
-from edgeslm.cli.power_words import energy_text, error_text, power_text, print_table, printable
+from edgeslm.cli.output import print_json, printable
+from edgeslm.cli.power_words import energy_text, error_text, power_text, print_table
 from edgeslm.power.benching import compare
 from edgeslm.schema.bench import BenchResult
 

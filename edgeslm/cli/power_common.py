@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import signal
 import tempfile
-import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator
@@ -12,7 +10,6 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import wraps
 from pathlib import Path
-from types import FrameType
 from typing import Any, Final
 
 import click
@@ -125,23 +122,6 @@ def naming_the_extra(extra: str, *modules: str) -> Iterator[None]:
         if (error.name or "").partition(".")[0] not in modules:
             raise
         raise UsageError(f"{error.name} is not installed", hint=f"pip install 'edgeslm[{extra}]'") from error
-
-
-@contextmanager
-def stopped_by_signals() -> Iterator[threading.Event]:
-    """An event that Ctrl-C and SIGTERM set."""
-    stop = threading.Event()
-
-    def on_signal(number: int, frame: FrameType | None) -> None:
-        del number, frame
-        stop.set()
-
-    before = {number: signal.signal(number, on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield stop
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 # --- the ledger ---------------------------------------------------------------------------------------------

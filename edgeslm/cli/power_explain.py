@@ -8,9 +8,9 @@ from typing import Final
 
 import click
 
-from edgeslm.cli.output import print_json
+from edgeslm.cli.output import print_json, printable
 from edgeslm.cli.power_common import Settings, open_ledger, power_command
-from edgeslm.cli.power_words import class_text, energy_text, print_table, printable, time_text
+from edgeslm.cli.power_words import class_text, energy_text, print_table, time_text
 from edgeslm.errors import UsageError
 from edgeslm.power.decisions import FiledStep, read_decision
 from edgeslm.power.ledger_reader import PromptRow

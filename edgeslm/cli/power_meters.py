@@ -8,9 +8,9 @@ from typing import Final
 
 import click
 
-from edgeslm.cli.output import print_json
+from edgeslm.cli.output import print_json, printable
 from edgeslm.cli.power_common import Settings, open_meters, power_command
-from edgeslm.cli.power_words import error_text, power_text, print_table, printable, time_text
+from edgeslm.cli.power_words import error_text, power_text, print_table, time_text
 from edgeslm.errors import MeterError
 from edgeslm.power.bank import BankReading, Demoted, MeterBank
 from edgeslm.power.health import limits_of

@@ -15,7 +15,8 @@ from typing import Final, Literal
 
 import click
 
-from edgeslm.cli.power_words import energy_text, error_text, power_text, printable, time_text
+from edgeslm.cli.output import printable
+from edgeslm.cli.power_words import energy_text, error_text, power_text, time_text
 from edgeslm.power.governor import WindowUse
 from edgeslm.power.port import Battery, MeterFacts, Throttling, Vitals
 

@@ -15,7 +15,7 @@ from typing import Final
 
 import click
 
-from edgeslm.cli.output import print_json
+from edgeslm.cli.output import print_json, stopped_by_signals
 from edgeslm.cli.power_common import (
     Settings,
     governor_of,
@@ -23,7 +23,6 @@ from edgeslm.cli.power_common import (
     ledger_if_any,
     monitored,
     power_command,
-    stopped_by_signals,
 )
 from edgeslm.cli.power_screen import Frame, Point, Today, as_json, as_line, draw, points_shown
 from edgeslm.cli.power_words import DAY_S

@@ -7,6 +7,7 @@ from typing import Final
 
 import click
 
+from edgeslm.cli.output import printable
 from edgeslm.schema.message import MeterClass
 
 DAY_S: Final = 86_400.0
@@ -46,11 +47,6 @@ def error_text(error_share: float, error_w: float) -> str:
 def class_text(meter: MeterClass | None) -> str:
     """How a figure is known."""
     return meter or "-"
-
-
-def printable(text: str) -> str:
-    """`text` without what could steer a terminal."""
-    return "".join(char if char.isprintable() else "?" for char in text)
 
 
 def table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:

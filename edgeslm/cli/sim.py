@@ -3,16 +3,11 @@
 from __future__ import annotations
 
 import math
-import signal
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from types import FrameType
 
 import click
 
-from edgeslm.cli.output import json_option, print_json, reporting_errors
+from edgeslm.cli.output import json_option, print_json, reporting_errors, stopped_by_signals
 from edgeslm.power.boards import choose_board
 from edgeslm.sim.board import BoardState
 from edgeslm.sim.board_driver import ProcessLoad, SimBoard
@@ -95,30 +90,13 @@ def board(
     chosen, scenario = choose_board(board_name, devices_dir), load_scenario(scenario_name)
     load = ProcessLoad(pid) if pid is not None else None
     end_s = math.inf if for_s is None else for_s
-    with SimBoard(chosen, scenario, directory, seed=seed) as simulated, _stopped_by_signals() as stop:
+    with SimBoard(chosen, scenario, directory, seed=seed) as simulated, stopped_by_signals() as stop:
         click.echo(f"{chosen.title}: {scenario.title}", err=True)
         click.echo(f"files in {directory}, Ctrl-C ends", err=True)
         while not stop.is_set() and simulated.clock() < end_s:
             _print(simulated, as_json)
             simulated.run(stop, speed=speed, until_s=min(simulated.clock() + speed, end_s), load=load)
         _print(simulated, as_json)
-
-
-@contextmanager
-def _stopped_by_signals() -> Iterator[threading.Event]:
-    """An event that Ctrl-C and SIGTERM set."""
-    stop = threading.Event()
-
-    def on_signal(number: int, frame: FrameType | None) -> None:
-        del number, frame
-        stop.set()
-
-    before = {number: signal.signal(number, on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield stop
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def _print(simulated: SimBoard, as_json: bool) -> None:

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from edgeslm.cli.agent_process import AgentProcess, printable
+from edgeslm.cli.agent_process import AgentProcess
+from edgeslm.cli.output import printable
 from edgeslm.errors import LinkError
 from edgeslm.link.broker import EmbeddedBroker
 from edgeslm.link.client import RequestClient
