@@ -15,14 +15,13 @@ from __future__ import annotations
 
 import json
 import sqlite3
-import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from pydantic import ValidationError
 
+from edgeslm.agent.database import Database
 from edgeslm.agent.job import ReplyAddress, ReplyForm
 from edgeslm.errors import JournalError
 from edgeslm.schema.message import PromptRequest
@@ -101,41 +100,8 @@ class Journal:
         Raises:
             JournalError: it cannot be opened, or was written by a newer release.
         """
-        self._path = path
-        self._lock = threading.Lock()
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            self._db = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=10)
-            self._db.execute("PRAGMA journal_mode=WAL")
-            self._db.execute("PRAGMA foreign_keys=ON")
-            self._db.execute("PRAGMA cache_size=-512")  # KiB; the default of 2 MB is much on a small board
-            version = int(self._db.execute("PRAGMA user_version").fetchone()[0])
-            if version == 0:
-                self._db.executescript(
-                    f"BEGIN IMMEDIATE;{_SCHEMA}PRAGMA user_version={_SCHEMA_VERSION};COMMIT;"
-                )
-            elif version != _SCHEMA_VERSION:
-                raise JournalError(
-                    f"{path} has schema {version}, this release knows {_SCHEMA_VERSION}",
-                    hint="Run the release that wrote it, or move the file away",
-                )
-        except (sqlite3.Error, OSError) as error:
-            raise JournalError(f"cannot open {path}: {error}") from error
-
-    @contextmanager
-    def _transaction(self, *, synced: bool) -> Iterator[sqlite3.Connection]:
-        with self._lock:
-            try:
-                self._db.execute("PRAGMA synchronous=FULL" if synced else "PRAGMA synchronous=NORMAL")
-                self._db.execute("BEGIN IMMEDIATE")
-                try:
-                    yield self._db
-                except BaseException:
-                    self._db.execute("ROLLBACK")
-                    raise
-                self._db.execute("COMMIT")
-            except sqlite3.Error as error:
-                raise JournalError(f"{self._path}: {error}") from error
+        self._database = Database(path, _SCHEMA, _SCHEMA_VERSION, cache_kib=512)
+        self._db, self._lock = self._database.db, self._database.lock
 
     def accept(
         self,
@@ -151,7 +117,7 @@ class Journal:
         Raises:
             JournalError: the disk is full or broken; nothing was recorded.
         """
-        with self._transaction(synced=True) as db:
+        with self._database.transaction(synced=True) as db:
             for request, address in prompts:
                 db.execute(
                     "INSERT INTO prompts (id, request, accepted_at) VALUES (?, ?, ?)",
@@ -174,7 +140,7 @@ class Journal:
         Raises:
             JournalError: the disk is full or broken.
         """
-        with self._transaction(synced=True) as db:
+        with self._database.transaction(synced=True) as db:
             same = db.execute(
                 "SELECT number FROM replies WHERE id = ? AND topic = ? AND correlation IS ? AND form = ?",
                 (request_id, address.topic, address.correlation, address.form),
@@ -192,7 +158,7 @@ class Journal:
         Raises:
             JournalError: the disk is full or broken; the prompt runs again after a restart.
         """
-        with self._transaction(synced=False) as db:
+        with self._database.transaction(synced=False) as db:
             db.execute(
                 "UPDATE prompts SET result = ?, answered_at = ? WHERE id = ? AND result IS NULL",
                 (result, now_s, request_id),
@@ -205,7 +171,7 @@ class Journal:
         Raises:
             JournalError: the disk is full or broken; they are published again after a restart.
         """
-        with self._transaction(synced=False) as db:
+        with self._database.transaction(synced=False) as db:
             db.executemany("UPDATE replies SET delivered = 1 WHERE number = ?", [(n,) for n in numbers])
 
     def pending(self, request_id: str) -> list[PendingReply]:
@@ -237,15 +203,14 @@ class Journal:
         Returns:
             How many were forgotten. What is not delivered stays.
         """
-        with self._transaction(synced=False) as db:
+        with self._database.transaction(synced=False) as db:
             old = db.execute(_PRUNE_OLD, (before_s,))
             many = db.execute(_PRUNE_MANY, (max_answered,))
             return old.rowcount + many.rowcount
 
     def close(self) -> None:
         """Close the database; the journal cannot be used afterwards."""
-        with self._lock:
-            self._db.close()
+        self._database.close()
 
 
 def _insert_reply(db: sqlite3.Connection, request_id: str, address: ReplyAddress) -> None:

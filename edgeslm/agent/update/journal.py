@@ -10,15 +10,14 @@ from __future__ import annotations
 
 import secrets
 import sqlite3
-import threading
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
 
+from edgeslm.agent.database import Database
 from edgeslm.agent.update.change import Change, Denial, Wanted
 from edgeslm.agent.update.machine import denial_of
 from edgeslm.errors import JournalError
@@ -133,31 +132,13 @@ class UpdateJournal:
             JournalError: it cannot be opened, or was written by a newer release.
         """
         self._path = path
-        self._lock = threading.RLock()
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            self._db = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=10)
-            self._db.execute("PRAGMA journal_mode=WAL")
-            self._db.execute("PRAGMA synchronous=FULL")
-            self._db.execute("PRAGMA foreign_keys=ON")
-            self._db.execute("PRAGMA cache_size=-256")
-            version = int(self._db.execute("PRAGMA user_version").fetchone()[0])
-            if version == 0:
-                self._db.executescript(
-                    f"BEGIN IMMEDIATE;{_SCHEMA}PRAGMA user_version={_SCHEMA_VERSION};COMMIT;"
-                )
-            elif version != _SCHEMA_VERSION:
-                raise JournalError(
-                    f"{path} has schema {version}, this release knows {_SCHEMA_VERSION}",
-                    hint="Run the release that wrote it, or move the file away",
-                )
-            self.is_new = not self._fact("epoch", "")
-            if self.is_new:
-                with self._transaction():
-                    self._set_facts(epoch=secrets.token_hex(8))
-            self.epoch = self._fact("epoch", "")
-        except (sqlite3.Error, OSError) as error:
-            raise JournalError(f"cannot open {path}: {error}") from error
+        self._database = Database(path, _SCHEMA, _SCHEMA_VERSION, cache_kib=256)
+        self._db = self._database.db
+        self.is_new = not self._fact("epoch", "")
+        if self.is_new:
+            with self._database.transaction(synced=True):
+                self._set_facts(epoch=secrets.token_hex(8))
+        self.epoch = self._fact("epoch", "")
 
     # --- runs --------------------------------------------------------------------------------------------------
 
@@ -167,7 +148,7 @@ class UpdateJournal:
         Raises:
             JournalError: the disk is full or broken.
         """
-        with self._transaction():
+        with self._database.transaction(synced=True):
             last = LastRun(
                 boot_id=self._fact("boot_id", ""),
                 clean=self._fact("clean", "1") == "1",
@@ -182,7 +163,7 @@ class UpdateJournal:
         Raises:
             JournalError: the disk is full or broken.
         """
-        with self._transaction():
+        with self._database.transaction(synced=True):
             self._set_facts(clean="1")
 
     # --- what is wanted ----------------------------------------------------------------------------------------
@@ -194,7 +175,7 @@ class UpdateJournal:
             JournalError: the disk is full or broken.
         """
         rows = [(item.name, _WANTED.dump_json(item).decode()) for item in wanted]
-        with self._transaction() as db:
+        with self._database.transaction(synced=True) as db:
             db.execute("DELETE FROM wanted")
             db.executemany("INSERT INTO wanted VALUES (?, ?)", rows)
             self._set_facts(assignment=str(assignment))
@@ -233,7 +214,7 @@ class UpdateJournal:
         body = _CHANGE.dump_json(change).decode()
         detail = change.fault.detail if change.fault is not None else change.waits_for
         denial = denial_of(change)
-        with self._transaction() as db:
+        with self._database.transaction(synced=True) as db:
             db.execute(
                 "INSERT INTO changes VALUES (?, ?, ?, ?, ?) ON CONFLICT (number) "
                 "DO UPDATE SET body = excluded.body, changed_at = excluded.changed_at",
@@ -257,7 +238,7 @@ class UpdateJournal:
         Raises:
             JournalError: the disk is full or broken.
         """
-        with self._transaction(synced=False) as db:
+        with self._database.transaction(synced=False) as db:
             self._set_facts(ran_s=f"{ran_s:.1f}")
             rows = [(_CHANGE.dump_json(change).decode(), change.number) for change in changes]
             db.executemany("UPDATE changes SET body = ? WHERE number = ?", rows)
@@ -308,7 +289,7 @@ class UpdateJournal:
         Raises:
             JournalError: the disk is full or broken.
         """
-        with self._transaction() as db:
+        with self._database.transaction(synced=True) as db:
             return db.execute("DELETE FROM denied WHERE name = ?", (name,)).rowcount
 
     # --- reports -----------------------------------------------------------------------------------------------
@@ -319,37 +300,20 @@ class UpdateJournal:
         Raises:
             JournalError: the disk is full or broken.
         """
-        with self._transaction():
+        with self._database.transaction(synced=True):
             seq = int(self._fact("seq", "0")) + 1
             self._set_facts(seq=str(seq))
         return seq
 
     def close(self) -> None:
         """Close the database."""
-        self._db.close()
+        self._database.close()
 
     # --- parts -------------------------------------------------------------------------------------------------
 
-    @contextmanager
-    def _transaction(self, *, synced: bool = True) -> Iterator[sqlite3.Connection]:
-        with self._lock:
-            try:
-                self._db.execute(f"PRAGMA synchronous={'FULL' if synced else 'NORMAL'}")
-                self._db.execute("BEGIN IMMEDIATE")
-                try:
-                    yield self._db
-                    self._db.execute("COMMIT")
-                except BaseException:
-                    # A commit that failed for want of room leaves the transaction open.
-                    if self._db.in_transaction:
-                        self._db.execute("ROLLBACK")
-                    raise
-            except sqlite3.Error as error:
-                raise JournalError(f"{self._path}: {error}") from error
-
     def _rows(self, query: str, values: tuple[object, ...] = ()) -> list[Any]:
         try:
-            with self._lock:
+            with self._database.lock:
                 return self._db.execute(query, values).fetchall()
         except sqlite3.Error as error:
             raise JournalError(f"{self._path}: {error}") from error
