@@ -18,7 +18,7 @@ broker's access list follows from it and from nothing else.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 from edgeslm.errors import TopicError
 from edgeslm.schema.base import is_identifier
@@ -48,29 +48,15 @@ DeviceChannel = Literal[
     "certificate",
 ]
 IdChannel = Literal["result", "stream", "e", "fetch", "blocks"]
-_DEVICE_CHANNELS: tuple[DeviceChannel, ...] = (
-    "availability",
-    "info",
-    "prompt",
-    "prompt/text",
-    "cancel",
-    "result/text",
-    "m/power",
-    "m/inference",
-    "m/system",
-    "desired",
-    "reported",
-    "identity",
-    "certificate",
-)
-_ID_CHANNELS: tuple[IdChannel, ...] = ("result", "stream", "e", "fetch", "blocks")
+_DEVICE_CHANNELS: tuple[DeviceChannel, ...] = get_args(DeviceChannel)
+_ID_CHANNELS: tuple[IdChannel, ...] = get_args(IdChannel)
 _READ_BY_DEVICE: frozenset[DeviceChannel] = frozenset(
     {"prompt", "prompt/text", "cancel", "desired", "certificate"}
 )
 """Where a device takes orders, with ``cmd`` and the pools; on all other channels of its own it speaks."""
 
 EnrolChannel = Literal["request", "reply"]
-_ENROL_CHANNELS: tuple[EnrolChannel, ...] = ("request", "reply")
+_ENROL_CHANNELS: tuple[EnrolChannel, ...] = get_args(EnrolChannel)
 
 
 @dataclass(frozen=True)

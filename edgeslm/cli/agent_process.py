@@ -20,6 +20,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
+from edgeslm.children import bound_to_parent
 from edgeslm.cli.output import printable
 from edgeslm.errors import LinkError
 
@@ -30,15 +31,6 @@ ONLINE_TIMEOUT_S = 60.0
 STOP_TIMEOUT_S = 8.0
 _ONLINE_POLL_S = 0.5
 _LOG_TAIL_CHARS = 2000
-
-# The death signal survives exec. The parent may have died before the call: then no signal comes.
-_DIE_WITH_PARENT = """
-import ctypes, os, signal, sys
-ctypes.CDLL(None).prctl(1, signal.SIGTERM)
-if os.getppid() != int(sys.argv[1]):
-    sys.exit(1)
-os.execv(sys.executable, [sys.executable, *sys.argv[2:]])
-"""
 
 
 class AgentProcess:
@@ -94,14 +86,11 @@ class AgentProcess:
         """Start it, without waiting until it is online. Does nothing if it runs."""
         if self.is_running:
             return self
-        launch = [sys.executable]
-        if sys.platform == "linux":
-            launch += ["-c", _DIE_WITH_PARENT, str(os.getpid())]
         environment = {k: v for k, v in os.environ.items() if not k.startswith("EDGESLM_AGENT_")}
         self.state_dir.mkdir(parents=True, exist_ok=True)
         with self.log.open("ab") as log:
             self._process = subprocess.Popen(
-                [*launch, *self._arguments],
+                bound_to_parent([sys.executable, *self._arguments], signal.SIGTERM),
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,

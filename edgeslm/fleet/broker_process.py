@@ -9,17 +9,16 @@ Left to others: their files (:mod:`edgeslm.fleet.broker`), and mosquittos that t
 from __future__ import annotations
 
 import contextlib
-import os
 import signal
 import socket
 import subprocess
-import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from edgeslm.children import bound_to_parent
 from edgeslm.errors import LinkError
 from edgeslm.link.broker import find_mosquitto
 from edgeslm.link.broker_config import LOOPBACK
@@ -29,13 +28,6 @@ _START_TIMEOUT_S = 10.0
 _STOP_TIMEOUT_S = 10.0
 _POLL_S = 0.02
 _LOG_TAIL_CHARS = 800
-_DIE_WITH_PARENT = """
-import ctypes, os, signal, sys
-ctypes.CDLL(None).prctl(1, signal.SIGKILL)
-if os.getppid() != int(sys.argv[1]):
-    sys.exit(1)
-os.execv(sys.argv[2], sys.argv[2:])
-"""
 
 
 class BrokerProcess:
@@ -98,10 +90,9 @@ class BrokerProcess:
             process = self._processes.get(config_file)
             if process is not None and process.poll() is None:
                 continue
-            arguments = [program, "-c", str(config_file.resolve())]
             with self._log.open("ab") as log:
                 self._processes[config_file] = subprocess.Popen(
-                    [sys.executable, "-P", "-c", _DIE_WITH_PARENT, str(os.getpid()), *arguments],
+                    bound_to_parent([program, "-c", str(config_file.resolve())]),
                     stdin=subprocess.DEVNULL,
                     stdout=log,
                     stderr=log,

@@ -48,6 +48,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Literal, Self
 
+from edgeslm.children import bound_to_parent
 from edgeslm.errors import LinkError
 from edgeslm.link.broker_config import LOOPBACK, iotcore_config, mosquitto_config
 from edgeslm.schema.config import BrokerConfig
@@ -64,18 +65,7 @@ _STDERR_TAIL_CHARS = 800
 _DISCONNECT = b"\xe0\x00"
 _CONNACK = 0x20
 
-# The parent may have died before prctl was called: then no signal would ever come.
-_DIE_WITH_PARENT = """
-import ctypes, os, signal, sys
-ctypes.CDLL(None).prctl(1, signal.SIGKILL)
-if os.getppid() != int(sys.argv[1]):
-    sys.exit(1)
-"""
-_LAUNCH: dict[BrokerKind, str] = {
-    "mosquitto": _DIE_WITH_PARENT + "os.execv(sys.argv[2], sys.argv[2:])",
-    "iotcore": _DIE_WITH_PARENT
-    + "from iotcore.iotcore import IotCoreBroker; IotCoreBroker(config_path=sys.argv[2]).run_forever()",
-}
+_IOTCORE = "import sys; from iotcore.iotcore import IotCoreBroker; IotCoreBroker(config_path=sys.argv[1]).run_forever()"
 
 
 def find_mosquitto() -> str | None:
@@ -293,15 +283,12 @@ class EmbeddedBroker:
         )
 
     def _command(self, config: Path) -> list[str]:
-        launch = [sys.executable, "-P", "-c", _LAUNCH[self._kind], str(os.getpid())]
         if self._kind == "iotcore":
-            return [*launch, str(config)]
+            return bound_to_parent([sys.executable, "-P", "-c", _IOTCORE, str(config)])
         program = find_mosquitto()
         if program is None:
             raise LinkError("mosquitto has disappeared")
-        if sys.platform != "linux":
-            return [program, "-c", str(config)]
-        return [*launch, program, "-c", str(config)]
+        return bound_to_parent([program, "-c", str(config)])
 
     def _wait_until_ready(self, log: Path) -> None:
         deadline_s = time.monotonic() + START_TIMEOUT_S
