@@ -791,3 +791,60 @@ class CodecError(EdgeslmError):
 
 class JournalError(EdgeslmError):
     """The device's own database cannot be read or written."""
+
+
+# --- remote operations --------------------------------------------------------------------------------------
+
+
+class OperationError(EdgeslmError):
+    """A remote operation was not done.
+
+    Attributes:
+        reason: ``refused`` before anything was done; ``failed``, with everything as it was before; ``rolled_back``,
+            after a change that did not hold; ``expired`` or ``cancelled`` meanwhile.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        reason: Literal["refused", "failed", "rolled_back", "expired", "cancelled"],
+        hint: str | None = None,
+    ) -> None:
+        super().__init__(message, hint=hint)
+        self.reason = reason
+
+
+# --- groups and rollouts ------------------------------------------------------------------------------------
+
+
+class SelectionError(FleetError):
+    """What names devices is no query, or names none.
+
+    Attributes:
+        expression: as it was written.
+        position: of the fault in it, counted from 0; ``None`` where it has none.
+        nearest: what there is that resembles it.
+    """
+
+    exit_code = 2
+
+    def __init__(
+        self, message: str, *, expression: str, position: int | None = None, nearest: tuple[str, ...] = ()
+    ) -> None:
+        super().__init__(message, hint=f"Did you mean {' or '.join(nearest)}?" if nearest else None)
+        self.expression = expression
+        self.position = position
+        self.nearest = nearest
+
+
+class RolloutError(FleetError):
+    """A rollout cannot be begun, or is in no state for that.
+
+    Attributes:
+        rollout: which one, if there is one.
+    """
+
+    def __init__(self, message: str, *, rollout: str | None = None, hint: str | None = None) -> None:
+        super().__init__(message, hint=hint)
+        self.rollout = rollout

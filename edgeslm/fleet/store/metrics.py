@@ -1,0 +1,3 @@
+"""Tables of metrics; see :mod:`edgeslm.fleet.store.models`."""
+
+from __future__ import annotations

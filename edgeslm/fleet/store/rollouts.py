@@ -1,0 +1,3 @@
+"""Tables of rollouts; see :mod:`edgeslm.fleet.store.models`."""
+
+from __future__ import annotations
