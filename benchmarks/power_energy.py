@@ -60,11 +60,6 @@ class EnergyRun:
     prompt_error: float
 
 
-def energy_error(seeds: int = _SEEDS) -> float:
-    """Worst relative error of a ledger's total over all runs."""
-    return max(run.error for run in energy_runs(seeds))
-
-
 def energy_runs(seeds: int = _SEEDS) -> list[EnergyRun]:
     """Every load on every kind of meter, undisturbed and with stalls, clock steps, counter wraps and restarts."""
     return [

@@ -11,6 +11,7 @@ from benchmarks.report import Benchmark, Found, Group, run
 from benchmarks.update_cuts import measure_cuts
 from benchmarks.update_delivery import measure_broker, measure_delta, measure_link
 from benchmarks.update_gate import measure_gate
+from benchmarks.update_swap import measure_swaps
 from benchmarks.update_trust import measure_trust
 
 BARS = {
@@ -36,6 +37,7 @@ GROUPS = (
     Group(("bytes_share",), measure_link),
     Group(("mqtt_bytes_share", "mqtt_under_way_mb"), measure_broker),
     Group(("delta_share", "apply_mb"), measure_delta),
+    Group(("swap_s",), measure_swaps),
 )
 
 

@@ -90,7 +90,6 @@ class SimBoard:
         self._lag_s = rng.choice([0.0, 0.1, 0.3]) if self.period_s >= 0.1 else 0.0
         self._meter_noise = noise * rng.uniform(0.004, 0.025)
         self._gain = rng.gauss(1.0, 0.03)
-        self._shown_w = self.state.power_w
         self._count = EnergyCount(0.0, 0.0, rng.choice(["measured", "calibrated"]))
         self._seen: list[tuple[float, float]] = [(0.0, 0.0)]
 

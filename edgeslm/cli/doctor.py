@@ -167,10 +167,21 @@ def check_broker(host: str, port: int) -> Finding:
 def check_meters() -> Finding:
     """What can tell this board's draw."""
     from edgeslm.power.boards import choose_board  # noqa: PLC0415
+    from edgeslm.power.meters.discovery import discover  # noqa: PLC0415
+    from edgeslm.schema.power import MetersConfig  # noqa: PLC0415
 
     board = choose_board(None)
-    detail = f"estimated from the table of board '{board.name}' ({board.power.idle_w:g} W idle)"
-    return Finding("meters", "ok" if board.name not in {"host", "generic-arm64"} else "warning", detail)
+    found = discover(board, MetersConfig())
+    names = ", ".join(f"{meter.facts.name} ({meter.facts.meter_class})" for meter in found.meters)
+    for meter in found.meters:
+        meter.close()
+    if names:
+        return Finding("meters", "ok", names, "What each says: edgeslm power meters")
+    detail = f"none; estimated from the table of board '{board.name}' ({board.power.idle_w:g} W idle)"
+    is_known = board.name not in {"host", "generic-arm64"}
+    return Finding(
+        "meters", "ok" if is_known else "warning", detail, "Meters for your board: docs/power-meters.md"
+    )
 
 
 def _findings(state_dir: Path, host: str, port: int) -> Iterator[Finding]:
