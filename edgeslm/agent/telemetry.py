@@ -22,12 +22,13 @@ from typing import Final, TypedDict
 from edgeslm import codec, topics
 from edgeslm.agent.metrics import Gatherer, Outcome
 from edgeslm.agent.ports import Link, Message
+from edgeslm.clock import clock_is_set
 from edgeslm.errors import LedgerError, LinkError
 from edgeslm.power.attribution import Interval
 from edgeslm.power.bank import Demoted, MeterEvent
 from edgeslm.power.monitor import PowerMonitor
 from edgeslm.power.port import Throttling, Vitals
-from edgeslm.power.steward import Steward, clock_is_set
+from edgeslm.power.steward import Steward
 from edgeslm.procfs import memory_kib
 from edgeslm.schema.budget import Budget
 from edgeslm.schema.metrics import (

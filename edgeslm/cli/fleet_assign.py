@@ -19,12 +19,12 @@ from edgeslm.cli.fleet_common import (
     note,
     open_fleet,
     print_table,
-    utc_now,
     yes_option,
 )
 from edgeslm.cli.fleet_join import duration
 from edgeslm.cli.fleet_release import find_release, keys_of, keys_option, open_repository, parse_release
 from edgeslm.cli.output import json_option, print_json, reporting_errors
+from edgeslm.clock import utc_now
 from edgeslm.errors import LinkError, UsageError
 
 if TYPE_CHECKING:

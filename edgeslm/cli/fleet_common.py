@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import datetime
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from edgeslm.cli.output import FLEET, printable
+from edgeslm.clock import utc_now
 from edgeslm.errors import EdgeslmError, UsageError
 
 if TYPE_CHECKING:
@@ -73,11 +74,6 @@ def naming_the_extra() -> Iterator[None]:
         raise UsageError(
             f"{error.name} is not installed", hint="The fleet's commands need: pip install 'edgeslm[fleet]'"
         ) from error
-
-
-def utc_now() -> datetime:
-    """The wall clock."""
-    return datetime.now(UTC)
 
 
 @dataclass(frozen=True)

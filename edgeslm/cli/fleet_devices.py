@@ -21,10 +21,10 @@ from edgeslm.cli.fleet_common import (
     open_fleet,
     passphrase_option,
     print_table,
-    utc_now,
     yes_option,
 )
 from edgeslm.cli.output import json_option, print_json, printable, reporting_errors
+from edgeslm.clock import utc_now
 from edgeslm.errors import LinkError, UsageError
 
 if TYPE_CHECKING:

@@ -20,9 +20,9 @@ from edgeslm.cli.fleet_common import (
     open_fleet,
     passphrase_option,
     print_table,
-    utc_now,
 )
 from edgeslm.cli.output import json_option, print_json, reporting_errors
+from edgeslm.clock import utc_now
 from edgeslm.errors import UsageError
 
 if TYPE_CHECKING:

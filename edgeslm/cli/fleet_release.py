@@ -22,7 +22,6 @@ from edgeslm.cli.fleet_common import (
     note,
     open_fleet,
     print_table,
-    utc_now,
     yes_option,
 )
 from edgeslm.cli.output import (
@@ -33,6 +32,7 @@ from edgeslm.cli.output import (
     reporting_errors,
     stopped_by_signals,
 )
+from edgeslm.clock import utc_now
 from edgeslm.errors import ReleaseRepositoryError, UsageError
 
 if TYPE_CHECKING:

@@ -20,10 +20,10 @@ from edgeslm.cli.fleet_common import (
     note,
     open_fleet,
     passphrase_option,
-    utc_now,
 )
 from edgeslm.cli.fleet_release import keys_of, keys_option, running_distribution
 from edgeslm.cli.output import json_option, print_json, reporting_errors, stopped_by_signals
+from edgeslm.clock import utc_now
 from edgeslm.codec import describe
 from edgeslm.errors import UsageError
 

@@ -22,6 +22,7 @@ from edgeslm.agent.update.journal import UpdateJournal
 from edgeslm.agent.update.ports import Cancelled, DeviceFacts, EnergyCount, OnBytes
 from edgeslm.agent.update.updater import Updater
 from edgeslm.cli.wiring import CACHE_NAME
+from edgeslm.clock import clock_is_set
 from edgeslm.delivery.deliver import deliver
 from edgeslm.delivery.fetcher import Fetcher
 from edgeslm.delivery.file_source import FileSource
@@ -36,7 +37,9 @@ from edgeslm.errors import (
     DeliveryRoomError,
     DeltaError,
     EdgeslmError,
+    LinkError,
     LyingSourceError,
+    MetadataFetchError,
     PackageError,
     StoreError,
     TrustStateError,
@@ -48,16 +51,16 @@ from edgeslm.models.delta import apply_delta
 from edgeslm.models.store import ModelStore
 from edgeslm.power.attribution import Interval
 from edgeslm.power.port import Vitals
-from edgeslm.power.steward import clock_is_set
 from edgeslm.procfs import boot_id, cpu_flags, memory_kib
 from edgeslm.runtime.backend import installed_runtimes
 from edgeslm.schema.budget import BatteryBudget
-from edgeslm.schema.config import AgentConfig, UpdatesConfig
+from edgeslm.schema.config import BROKER_RELEASES, AgentConfig, UpdatesConfig
 from edgeslm.schema.delivery import BlobRef, DeliveryTarget, DeltaRef
 from edgeslm.schema.installed import InstalledPackage
 from edgeslm.schema.release import CheckResult, HeldRelease, Refusal, ReleaseInfo, ReleaseTarget
 from edgeslm.trust.fetch import DirectoryFetch, Fetch, HttpFetch
 from edgeslm.trust.identity import Identity
+from edgeslm.trust.mqtt_fetch import MqttFetch
 from edgeslm.trust.storage import ENROLLED, TrustStorage
 
 if TYPE_CHECKING:
@@ -79,6 +82,15 @@ _UNSAFE = frozenset({"SecurityFloorError", "DowngradeError"})
 
 def _is_address(where: str) -> bool:
     return where.startswith(("http://", "https://"))
+
+
+def fetch_from(releases: str) -> Fetch:
+    """Gets files of the repository at an address or in a directory.
+
+    Raises:
+        UsageError: `releases` is no address that can be.
+    """
+    return HttpFetch(releases) if _is_address(releases) else DirectoryFetch(Path(releases))
 
 
 # --- trust --------------------------------------------------------------------------------------------------
@@ -140,6 +152,43 @@ def prepare_trust(directory: Path, root: Path) -> None:
         enrol(storage, data, replace=True)
 
 
+class BrokerFetch(MqttFetch):
+    """Metadata from the fleet over the broker that the agent is connected to anyway."""
+
+    def __init__(self, fleet: str, device: str) -> None:
+        super().__init__(self._publish)
+        self._names = (fleet, device)
+        self._agent: Agent | None = None
+        self._heard: set[str] = set()
+
+    def attach(self, agent: Agent) -> None:
+        """Take the agent, without which nothing can be had."""
+        self._agent = agent
+
+    def __call__(self, path: str, max_bytes: int) -> bytes:
+        """See ``Fetch``."""
+        try:
+            return super().__call__(path, max_bytes)
+        finally:
+            for name in self._heard:
+                if self._agent is not None:
+                    self._agent.unlisten(topics.id_topic(*self._names, "blocks", name))
+            self._heard.clear()
+
+    def _publish(self, name: str, payload: bytes) -> None:
+        agent = self._agent
+        if agent is None or not agent.wait_connected(0):
+            raise MetadataFetchError("the broker cannot be reached", path=name)
+        try:
+            if name not in self._heard:
+                self._heard.add(name)
+                topic = topics.id_topic(*self._names, "blocks", name)
+                agent.listen(topic, lambda message: self.offer(name, message.payload))
+            agent.publish(Message(topics.id_topic(*self._names, "fetch", name), payload, qos=0))
+        except LinkError as error:
+            raise MetadataFetchError(f"the broker: {error.message}", path=name) from error
+
+
 # --- delivery -----------------------------------------------------------------------------------------------
 
 
@@ -181,7 +230,7 @@ class FetchedDelivery:
         """Take the parts.
 
         Args:
-            releases: address or directory of the repository.
+            releases: address or directory of the repository, or ``mqtt:``.
             broker: makes the source that is asked last.
         """
         self._broker = broker
@@ -234,6 +283,8 @@ class FetchedDelivery:
         return [*near, *self._repository(info), *([] if self._broker is None else [self._broker()])]
 
     def _repository(self, info: ReleaseInfo) -> list[BlockSource]:
+        if self._releases == BROKER_RELEASES:
+            return []
         if not _is_address(self._releases):
             # One that is not there would be waited for, while others may have the file.
             directory = (Path(self._releases) / info.file_path).parent
@@ -402,19 +453,22 @@ class Updates:
         """Put it together.
 
         Args:
-            releases: address or directory of the repository.
+            releases: address or directory of the repository, or ``mqtt:``.
             files: the packages of the factory.
             publish: over the agent's link.
             follow_budget: takes the budget of an assignment.
 
         Raises:
-            UsageError: `releases` is neither.
+            UsageError: `releases` is none of them.
             EdgeslmError: journal, store or trusted metadata cannot be used.
         """
         state_dir = config.state_dir
-        fetch: Fetch = HttpFetch(releases) if _is_address(releases) else DirectoryFetch(Path(releases))
-        prepare_trust(state_dir / _TRUST_NAME, identity.trust_root)
         facts = identity.facts
+        self._broker_fetch = (
+            BrokerFetch(facts.fleet, facts.device) if releases == BROKER_RELEASES else None
+        )
+        fetch = self._broker_fetch or fetch_from(releases)
+        prepare_trust(state_dir / _TRUST_NAME, identity.trust_root)
         # The directory of an identity is called by the digest of its public key.
         judge = Judge(state_dir / _TRUST_NAME, facts.fleet, facts.device, identity.directory.name, fetch)
         assigned = Assigned(state_dir / _ASSIGNED_NAME)
@@ -470,6 +524,8 @@ class Updates:
             lambda: BrokerSource(agent, config.fleet, config.device),
         )
         self._device.online = lambda: agent.wait_connected(0)
+        if self._broker_fetch is not None:
+            self._broker_fetch.attach(agent)
         self._updater.attach(
             self._releases,
             delivery,
@@ -493,7 +549,7 @@ def build_updates(
 
     Args:
         identity: of the device.
-        releases: address or directory of the release repository.
+        releases: address or directory of the release repository, or ``mqtt:``.
         files: the packages of the factory.
         power: measures the board, and takes the fleet's budget; not started yet.
         threads: that a model computes with.

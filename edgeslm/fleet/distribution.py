@@ -4,7 +4,7 @@ Making: beside its package a release gets a chunk map, and deltas from the versi
 where they are much smaller than the whole. All of it is made from the file before anything is changed, so a dry run
 knows their sizes.
 
-Serving: metadata and files of the repository over HTTP, blocks of the files over MQTT, and what devices report is
+Serving: metadata and files of the repository over HTTP, the same in parts over MQTT, and what devices report is
 written down. What is given out needs no secrecy, and no trust in who gives it.
 
 What always holds: a path or digest from outside names files of the public directory, and no others; a message that is
@@ -30,6 +30,7 @@ from types import TracebackType
 from typing import Self
 
 from edgeslm import topics
+from edgeslm.clock import utc_now
 from edgeslm.delivery.chunks import write_map
 from edgeslm.delivery.files import FileBlob
 from edgeslm.delivery.http_server import PackageServer
@@ -47,7 +48,7 @@ from edgeslm.models.package import check_package
 from edgeslm.schema.base import version_key
 from edgeslm.schema.config import BrokerConfig
 from edgeslm.schema.release import ReleaseInfo
-from edgeslm.trust.clock import utc_now
+from edgeslm.trust.mqtt_fetch import MetadataService, is_metadata_name
 
 _LOG = logging.getLogger(__name__)
 
@@ -269,6 +270,7 @@ class Distribution:
         self._clock = clock
         self._link = MqttLink(broker, client_id)
         self._blocks = BlockService(files_by_sha256(repository.public), self._send_block)
+        self._metadata = MetadataService(repository.public / "metadata", self._send_block)
         self._server = PackageServer(public_files(repository.public), host=host, port=port)
         self.url = self._server.url
         self._inbox: queue.Queue[Message] = queue.Queue(_MAX_WAITING)
@@ -279,6 +281,9 @@ class Distribution:
         self._threads = (
             threading.Thread(
                 target=self._blocks.run, args=(self._stopped,), name="fleet-blocks", daemon=True
+            ),
+            threading.Thread(
+                target=self._metadata.run, args=(self._stopped,), name="fleet-metadata", daemon=True
             ),
             threading.Thread(target=self._run, name="fleet-reports", daemon=True),
         )
@@ -314,7 +319,8 @@ class Distribution:
             return
         if isinstance(topic, topics.DeviceTopic):
             if topic.channel == "fetch" and topic.request_id is not None:
-                self._blocks.offer(topic.device, topic.request_id, message.payload)
+                service = self._metadata if is_metadata_name(topic.request_id) else self._blocks
+                service.offer(topic.device, topic.request_id, message.payload)
             elif topic.channel == "reported":
                 try:
                     self._inbox.put_nowait(message)
@@ -337,9 +343,9 @@ class Distribution:
 
     # --- threads of our own ---
 
-    def _send_block(self, device: str, sha256: str, payload: bytes) -> None:
-        """Publish a block as soon as the link takes it; one that it does not take is asked for again."""
-        message = Message(topics.id_topic(self._fleet, device, "blocks", sha256), payload, qos=0)
+    def _send_block(self, device: str, file: str, payload: bytes) -> None:
+        """Publish a part of a file as soon as the link takes it; one that it does not take is asked for again."""
+        message = Message(topics.id_topic(self._fleet, device, "blocks", file), payload, qos=0)
         deadline_s = time.monotonic() + _SEND_TIMEOUT_S
         try:
             while self._link.publish(message) is None and time.monotonic() < deadline_s:

@@ -16,11 +16,12 @@ from pathlib import Path
 
 from securesystemslib.signer import Signer
 
+from edgeslm.clock import utc_now
 from edgeslm.fleet.release_files import is_repository
 from edgeslm.fleet.release_metadata import RoleKeys
 from edgeslm.fleet.releases import ReleaseRepository
 from edgeslm.fleet.signing import Passphrase, create_key, load_signer
-from edgeslm.trust.clock import Clock, utc_now
+from edgeslm.trust.clock import Clock
 
 OFFLINE_ROLES = ("root", "targets")
 ONLINE_ROLES = ("snapshot", "timestamp")

@@ -40,6 +40,7 @@ from tuf.api.metadata import (
     Timestamp,
 )
 
+from edgeslm.clock import utc_now
 from edgeslm.codec import describe
 from edgeslm.errors import MetadataFetchError, ReleaseRepositoryError, TrustError
 from edgeslm.fleet.release_drafts import Drafts, PendingRole
@@ -77,8 +78,8 @@ from edgeslm.schema.release import (
     SideKind,
     target_path,
 )
-from edgeslm.trust.assignment import ROLE_PREFIX, assignment_path
-from edgeslm.trust.clock import Clock, utc_now
+from edgeslm.trust.clock import Clock
+from edgeslm.trust.document import ROLE_PREFIX, signing_path
 from edgeslm.trust.releases import release_info, security_floor
 
 _DUE_SHARE = 0.25
@@ -383,7 +384,7 @@ class ReleaseRepository:
             keyids = [key.keyid for key in keys.keys]
             if before is not None and (before.keyids, before.threshold) == (keyids, keys.threshold):
                 return
-            delegate(delegations_of(drafts.edit_targets()), role, keys, [assignment_path(fleet, "*")])
+            delegate(delegations_of(drafts.edit_targets()), role, keys, [signing_path(fleet, "*")])
             drafts.save(TARGETS)
 
     def undelegate(self, role: str) -> None:

@@ -16,12 +16,13 @@ import subprocess
 import threading
 import time
 from collections.abc import Callable
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Any
 
 from sqlalchemy.orm import Session
 
 from edgeslm import codec, topics
+from edgeslm.clock import utc_now
 from edgeslm.errors import CodecError, EdgeslmError, TopicError
 from edgeslm.fleet.broker import Broker
 from edgeslm.fleet.certificates import Issuer, Outcome, carry_on_renaming, take_presence, take_report
@@ -38,11 +39,6 @@ MAX_WAITING = 10_000
 _MAX_BATCH = 64
 _TICK_S = 1.0
 _HOOK_OUTPUT_CHARS = 300
-
-
-def utc_now() -> datetime:
-    """The wall clock."""
-    return datetime.now(UTC)
 
 
 def ask_hook(approval: Approval, request: dict[str, Any]) -> Decision:

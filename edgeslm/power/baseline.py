@@ -57,7 +57,8 @@ class IdleDraw:
             time_constant_s = _FALL_S if apart_w < 0 else _RISE_S
         # At first the plain mean of what was seen: a prior from a table may be far off.
         step = max(gain(seconds, time_constant_s), seconds / (self.calm_s + seconds))
-        return IdleDraw(max(0.0, self.idle_w + step * apart_w), self.calm_s + seconds)
+        # Not idle + step * apart: that would leave the rounding error of a far larger prior.
+        return IdleDraw((1.0 - step) * self.idle_w + step * power_w, self.calm_s + seconds)
 
     def bound(self, seconds: float, power_w: float, error_w: float) -> IdleDraw:
         """After `seconds` of anything with a mean draw of `power_w`: at rest it draws no more than that."""

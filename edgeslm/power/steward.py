@@ -15,9 +15,10 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Final
 
+from edgeslm.clock import clock_is_set
 from edgeslm.errors import BudgetError
 from edgeslm.power.actuators import FrequencyCap
 from edgeslm.power.attribution import Interval
@@ -48,13 +49,6 @@ GOVERNOR_STATE: Final = "governor"
 PREDICTOR_STATE: Final = "predictor"
 CHUNK_TOKENS: Final = 32
 """Prompt tokens between two moments at which a prompt can pause."""
-
-_RELEASED_S: Final = datetime(2026, 1, 1, tzinfo=UTC).timestamp()
-
-
-def clock_is_set(wall_s: float) -> bool:
-    """Whether Unix time `wall_s` can be right: a board without a battery for its clock starts in the past."""
-    return wall_s >= _RELEASED_S
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,6 +14,7 @@ import sys
 from pathlib import Path
 from typing import BinaryIO
 
+from edgeslm.clock import utc_now
 from edgeslm.codec import decode, encode
 from edgeslm.errors import (
     EdgeslmError,
@@ -29,7 +30,7 @@ from edgeslm.errors import (
 from edgeslm.schema.assignment import AssignedRelease, Assignment
 from edgeslm.schema.release import CheckedRelease, CheckRequest, CheckResult, Refusal
 from edgeslm.trust.assignment import verify_assignment
-from edgeslm.trust.clock import Clock, utc_now
+from edgeslm.trust.clock import Clock
 from edgeslm.trust.fetch import Fetch, oversize
 from edgeslm.trust.releases import TrustedReleases
 from edgeslm.trust.storage import TrustStorage

@@ -3,7 +3,7 @@
 A wrong clock must not let expired metadata live again. So the time used is the wall clock's, but never below a
 floor: the newest time that is known to have passed. It is the latest of
 
-* the day on which this code was released (:data:`BUILT_AT`);
+* the day on which this code was released (:data:`edgeslm.clock.BUILT_AT`);
 * when the trusted root was signed, and when the newest accepted timestamp was (our repositories write
   ``x-edgeslm-issued`` into what they sign);
 * the wall clock's time at the last successful refresh.
@@ -23,8 +23,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Literal, Protocol
 
-BUILT_AT = datetime(2026, 11, 1, tzinfo=UTC)
-"""No clock that is right says less. Raised with every release of edgeslm."""
+from edgeslm.clock import BUILT_AT
 
 ISSUED_FIELD = "x-edgeslm-issued"
 """Signed field of our metadata: when it was signed. TUF itself knows only when metadata expires."""
@@ -60,11 +59,6 @@ class TrustedTime:
 
     at: datetime
     source: Source
-
-
-def utc_now() -> datetime:
-    """The wall clock."""
-    return datetime.now(UTC)
 
 
 def trusted_time(

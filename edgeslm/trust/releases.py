@@ -30,6 +30,7 @@ from pathlib import Path
 from pydantic import ValidationError
 from tuf.api.metadata import MetaFile, Root, Snapshot, TargetFile, Targets, Timestamp
 
+from edgeslm.clock import utc_now
 from edgeslm.codec import describe
 from edgeslm.errors import (
     MetadataError,
@@ -43,7 +44,7 @@ from edgeslm.errors import (
 )
 from edgeslm.schema.base import is_identifier
 from edgeslm.schema.release import FLOORS, FLOORS_FIELD, NO_FLOOR, ReleaseInfo, ReleaseTarget, target_path
-from edgeslm.trust.clock import Clock, Remembered, TrustedTime, issued_time, trusted_time, utc_now
+from edgeslm.trust.clock import Clock, Remembered, TrustedTime, issued_time, trusted_time
 from edgeslm.trust.decisions import Decisions, Limits
 from edgeslm.trust.fetch import Fetch
 from edgeslm.trust.storage import ENROLLED, ROOT, TIMESTAMP, TrustStorage

@@ -5,7 +5,8 @@ from datetime import UTC, datetime, timedelta
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edgeslm.trust.clock import BUILT_AT, Remembered, issued_time, trusted_time, utc_now
+from edgeslm.clock import BUILT_AT, utc_now
+from edgeslm.trust.clock import Remembered, issued_time, trusted_time
 
 TIMES = st.datetimes(datetime(1970, 1, 1), datetime(2100, 1, 1), timezones=st.just(UTC))
 MAYBE = st.none() | TIMES
