@@ -70,8 +70,9 @@ from edgeslm.errors import (
 from edgeslm.fleet.signing import sign_assignment
 from edgeslm.schema.assignment import AssignedRelease
 from edgeslm.schema.release import HeldRelease, Refusal, target_path
-from edgeslm.trust.assignment import canonical, verify_assignment
+from edgeslm.trust.assignment import verify_assignment
 from edgeslm.trust.decisions import Limits
+from edgeslm.trust.document import canonical
 from edgeslm.trust.fetch import HttpFetch
 from edgeslm.trust.releases import check_bytes
 from edgeslm.trust.versions import check_version

@@ -595,6 +595,10 @@ class ExpiredAssignmentError(AssignmentError):
     """Its time is over; the device goes on with what it has."""
 
 
+class RemoteConfigError(TrustError):
+    """A configuration from the fleet is not one that this device may take up."""
+
+
 class TrustStateError(EdgeslmError):
     """What the device trusts cannot be read or written.
 
@@ -815,6 +819,54 @@ class OperationError(EdgeslmError):
         self.reason = reason
 
 
+# --- update of the agent itself -----------------------------------------------------------------------------
+
+
+class AgentArchiveError(EdgeslmError):
+    """An archive of the agent is unusable: not one, not whole, or not for boards of this kind.
+
+    Attributes:
+        path: the archive.
+        member: file inside it, where one is to blame.
+        expected: what should have been there.
+        actual: what was there.
+    """
+
+    exit_code = 4
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        path: str,
+        member: str | None = None,
+        expected: str | None = None,
+        actual: str | None = None,
+        hint: str | None = None,
+    ) -> None:
+        super().__init__(message, hint=hint)
+        self.path = path
+        self.member = member
+        self.expected = expected
+        self.actual = actual
+
+
+class InstallationError(EdgeslmError):
+    """The agent's own installation cannot be read or changed.
+
+    Attributes:
+        path: the file or directory to blame.
+    """
+
+    def __init__(self, message: str, *, path: str, hint: str | None = None) -> None:
+        super().__init__(message, hint=hint)
+        self.path = path
+
+
+class InstallationCancelledError(InstallationError):
+    """Nobody wants it any more; what was begun of it is gone."""
+
+
 # --- groups and rollouts ------------------------------------------------------------------------------------
 
 
@@ -836,6 +888,12 @@ class SelectionError(FleetError):
         self.expression = expression
         self.position = position
         self.nearest = nearest
+
+
+class InventoryError(FleetError):
+    """A file with tags, notes and groups cannot be read, or does not fit the fleet."""
+
+    exit_code = 2
 
 
 class RolloutError(FleetError):

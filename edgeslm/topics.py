@@ -7,7 +7,7 @@ The tree (``<root>`` is ``edgeslm/v1``)::
     <root>/<fleet>/<device>/m/power | m/inference | m/system | e/<type>
     <root>/<fleet>/<device>/desired | reported | identity | certificate
     <root>/<fleet>/<device>/cmd/<op>/<id>
-    <root>/<fleet>/<device>/fetch/<sha256> | blocks/<sha256>
+    <root>/<fleet>/<device>/fetch/<file> | blocks/<file>
     <root>/<fleet>/pool/<model>/prompt
     <root>/<fleet>/enrol/<claim>/request | reply
 
@@ -28,6 +28,9 @@ POOL = "pool"
 ENROL = "enrol"
 RESERVED_NAMES = frozenset({POOL, ENROL})
 """A device cannot be called this: these second-level names hold the pools, and first contact."""
+
+OPERATION_EVENT = "operation"
+"""The type of event (``e/<type>``) that answers commands."""
 
 MAX_TOPIC_BYTES = 1024
 """Response topics from outside longer than this are refused; the MQTT limit is 65,535."""
@@ -65,7 +68,7 @@ class DeviceTopic:
 
     Attributes:
         request_id: the last level of ``result`` and ``stream`` (a request's id), of ``e`` (an event's type), and of
-            ``fetch`` and ``blocks`` (a file's sha256).
+            ``fetch`` and ``blocks`` (a file's sha256, or the name of a file of metadata).
     """
 
     fleet: str
@@ -180,7 +183,7 @@ def shared_subscription(group: str, topic: str) -> str:
     return f"$share/{_identifier('group', group)}/{topic}"
 
 
-def fleet_filter(fleet: str, channel: Literal["availability", "info", "identity"]) -> str:
+def fleet_filter(fleet: str, channel: Literal["availability", "info", "identity", "reported"]) -> str:
     """The filter that matches `channel` of every device in a fleet."""
     return f"{ROOT}/{_identifier('fleet', fleet)}/+/{channel}"
 
@@ -194,8 +197,42 @@ def stream_filter(fleet: str, request_id: str) -> str:
     return f"{ROOT}/{_identifier('fleet', fleet)}/+/stream/{_request_level(request_id)}"
 
 
+def command_filter(fleet: str, device: str) -> str:
+    """The filter that matches every command to a device.
+
+    Raises:
+        TopicError: `fleet` or `device` is no identifier.
+    """
+    return f"{ROOT}/{_identifier('fleet', fleet)}/{_device_name(device)}/cmd/+/+"
+
+
+def commands_filter(fleet: str, op: str, command_id: str) -> str:
+    """The filter that matches one command to whichever devices of a fleet.
+
+    Raises:
+        TopicError: a part is not a single valid level.
+    """
+    where = f"{ROOT}/{_identifier('fleet', fleet)}/+/cmd"
+    return f"{where}/{_identifier('operation', op)}/{_request_level(command_id)}"
+
+
+def event_filter(fleet: str, kind: str) -> str:
+    """The filter that matches one type of event of every device in a fleet.
+
+    Raises:
+        TopicError: a part is not a single valid level.
+    """
+    return f"{ROOT}/{_identifier('fleet', fleet)}/+/e/{_request_level(kind)}"
+
+
+def metrics_filters(fleet: str) -> tuple[str, ...]:
+    """The filters that match what every device of a fleet reports on itself, and its events."""
+    devices = f"{ROOT}/{_identifier('fleet', fleet)}/+"
+    return (f"{devices}/m/power", f"{devices}/m/inference", f"{devices}/m/system", f"{devices}/e/+")
+
+
 def fetch_filter(fleet: str) -> str:
-    """The filter that matches what devices of a fleet ask blocks of files with."""
+    """The filter that matches what devices of a fleet ask for blocks of files and for metadata with."""
     return f"{ROOT}/{_identifier('fleet', fleet)}/+/fetch/+"
 
 

@@ -6,11 +6,13 @@ import platform
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from functools import cache
 
 import edgeslm
 from edgeslm import codec, topics
 from edgeslm.agent.ports import Message, Model
-from edgeslm.schema.message import Availability, Info, MeterClass, ModelInfo
+from edgeslm.procfs import cpu_flags, memory_kib
+from edgeslm.schema.message import MAX_CPU_FEATURES, Availability, Info, MeterClass, ModelInfo
 
 
 @dataclass(frozen=True)
@@ -54,6 +56,8 @@ def describe(
         max_queue=limits.max_queue,
         max_body_bytes=limits.max_body_bytes,
         started_at=started_at.isoformat(timespec="seconds"),
+        ram_mb=_ram_mb(),
+        cpu_features=_cpu_features(),
     )
 
 
@@ -61,6 +65,18 @@ def availability(fleet: str, device: str, state: str) -> Message:
     """The retained presence message; with state ``offline`` it is the will that a link is made with."""
     body = codec.encode(Availability.model_validate({"state": state}))
     return Message(topics.device_topic(fleet, device, "availability"), body, retain=True)
+
+
+@cache
+def _ram_mb() -> int | None:
+    kib = memory_kib("MemTotal")
+    return None if not kib else max(1, kib // 1024)
+
+
+@cache
+def _cpu_features() -> tuple[str, ...] | None:
+    flags = cpu_flags()
+    return tuple(sorted(flags)[:MAX_CPU_FEATURES]) if flags else None
 
 
 def _model_info(model: Model) -> ModelInfo:

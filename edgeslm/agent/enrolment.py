@@ -134,7 +134,13 @@ def join_fleet(
 
 def report(identity: Identity, machine: Machine, agent: str, *, renew: bool = False) -> Message:
     """What the fleet is to know of an identity in use."""
-    body = IdentityReport(serial=identity.facts.serial, machine=machine, agent=agent, renew=renew)
+    body = IdentityReport(
+        serial=identity.facts.serial,
+        machine=machine,
+        agent=agent,
+        renew=renew,
+        has_root=identity.trust_root.is_file(),
+    )
     topic = topics.device_topic(identity.facts.fleet, identity.facts.device, "identity")
     return Message(topic, codec.encode(body), retain=True)
 

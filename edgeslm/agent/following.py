@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -24,10 +24,17 @@ from edgeslm.agent.ports import Message
 from edgeslm.agent.update.change import wanted_by
 from edgeslm.agent.update.ports import Cancelled
 from edgeslm.agent.update.updater import Updater
-from edgeslm.errors import EdgeslmError, LinkError, UpdateInterruptedError
+from edgeslm.errors import (
+    EdgeslmError,
+    LinkError,
+    MetadataFetchError,
+    RemoteConfigError,
+    UpdateInterruptedError,
+)
 from edgeslm.files import read_bounded, replace_file
 from edgeslm.schema.assignment import MAX_ASSIGNMENT_BYTES
-from edgeslm.schema.release import CheckRequest, CheckResult, HeldRelease
+from edgeslm.schema.release import CheckRequest, CheckResult, HeldRelease, WantedAgent
+from edgeslm.schema.remote_config import RemoteConfig
 from edgeslm.schema.update import Reported
 from edgeslm.trust.child import run_check
 from edgeslm.trust.fetch import Fetch
@@ -46,6 +53,7 @@ class Judge:
         state_dir: of the trusted metadata.
         device_key_sha256: digest of the device's public key.
         fetch: gets files of the repository.
+        close: ends a fetch that is under way.
     """
 
     state_dir: Path
@@ -53,6 +61,7 @@ class Judge:
     device: str
     device_key_sha256: str
     fetch: Fetch
+    close: Callable[[], None] = lambda: None
     _one_at_a_time: threading.Lock = field(default_factory=threading.Lock, repr=False)
 
     def judge(
@@ -70,21 +79,54 @@ class Judge:
             TrustStateError: nothing could be judged.
             UpdateInterruptedError: it was cancelled.
         """
+        asked = {"assignment": assignment, "last_seq": last_seq, "held": dict(held)}
+        return self._check(self._request.model_copy(update=asked), cancelled)
 
-        def fetch(path: str, max_bytes: int) -> bytes:
-            if cancelled():
-                raise UpdateInterruptedError
-            return self.fetch(path, max_bytes)
+    def judge_config(self, document: str, last_version: int, cancelled: Cancelled) -> RemoteConfig:
+        """The configuration in `document`, if this device may take it up; see ``JudgeConfig``.
 
-        request = CheckRequest(
+        Raises:
+            RemoteConfigError: it may not.
+            TrustStateError: nothing could be judged.
+            UpdateInterruptedError: it was cancelled.
+        """
+        asked = {"configuration": document, "last_config": last_version}
+        result = self._check(self._request.model_copy(update=asked), cancelled)
+        if result.configuration is not None:
+            return result.configuration
+        refusals = (result.configuration_refused, result.refresh_refused)
+        reasons = [refusal.message for refusal in refusals if refusal is not None]
+        raise RemoteConfigError("; ".join(reasons) or "the configuration is refused", role="configuration")
+
+    def vouch(self, agents: Sequence[WantedAgent], cancelled: Cancelled) -> CheckResult:
+        """What the repository says about archives of the agent itself; see ``Vouch``.
+
+        Raises:
+            TrustStateError: nothing could be judged.
+            UpdateInterruptedError: it was cancelled.
+        """
+        return self._check(self._request.model_copy(update={"agents": tuple(agents)}), cancelled)
+
+    @property
+    def _request(self) -> CheckRequest:
+        return CheckRequest(
             state_dir=str(self.state_dir),
             fleet=self.fleet,
             device=self.device,
             device_key_sha256=self.device_key_sha256,
-            assignment=assignment,
-            last_seq=last_seq,
-            held=dict(held),
         )
+
+    def _check(self, request: CheckRequest, cancelled: Cancelled) -> CheckResult:
+        def fetch(path: str, max_bytes: int) -> bytes:
+            if cancelled():
+                raise UpdateInterruptedError
+            try:
+                return self.fetch(path, max_bytes)
+            except MetadataFetchError:
+                if cancelled():
+                    raise UpdateInterruptedError from None
+                raise
+
         with self._one_at_a_time:
             return run_check(request, fetch)
 
@@ -119,23 +161,34 @@ class Assigned:
 class Reports:
     """The latest report, on its way to the broker; from any thread."""
 
-    def __init__(self, topic: str, publish: Callable[[Message], int | None]) -> None:
+    def __init__(
+        self, topic: str, publish: Callable[[Message], int | None], config_version: int | None = None
+    ) -> None:
         """Report nothing yet.
 
         Args:
             topic: to publish on, retained.
             publish: over the agent's own link.
+            config_version: of the fleet's configuration that is in force.
         """
         self._topic = topic
         self._publish = publish
-        self._latest: Message | None = None
+        self._config_version = config_version
+        self._latest: Reported | None = None
         self._lock = threading.Lock()
 
     def report(self, reported: Reported) -> None:
         """There is something new."""
         with self._lock:
-            self._latest = Message(self._topic, codec.encode(reported), retain=True)
-            self._send(self._latest)
+            self._latest = reported
+            self._send(reported)
+
+    def tell_config(self, version: int) -> None:
+        """Another configuration of the fleet is in force."""
+        with self._lock:
+            self._config_version = version
+            if self._latest is not None:
+                self._send(self._latest)
 
     def connected(self) -> None:
         """The broker is there, and may not have the latest."""
@@ -143,9 +196,10 @@ class Reports:
             if self._latest is not None:
                 self._send(self._latest)
 
-    def _send(self, message: Message) -> None:
+    def _send(self, reported: Reported) -> None:
+        whole = reported.model_copy(update={"config": self._config_version})
         try:
-            self._publish(message)
+            self._publish(Message(self._topic, codec.encode(whole), retain=True))
         except LinkError:
             log.exception("the report on updates cannot be sent")
 
@@ -218,6 +272,7 @@ class Following:
         with self._changed:
             self._ending = True
             self._changed.notify()
+        self._judge.close()
         if self._thread.is_alive():
             self._thread.join()
         self._updater.stop()

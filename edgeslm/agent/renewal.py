@@ -7,13 +7,15 @@ On each connection the device reports which certificate it uses, on which machin
 with, shows copies of its key, and asks for the next certificate when two thirds of the life of this one are over.
 The answer is staged, tried in a connection of its own (which takes the session over for a moment) and put in place.
 A certificate with another name renames the device: what is published then has to go by that name, so the agent has
-to start anew.
+to start anew. So it has where a root of the release repository came with it, for a device that had none: from then on
+it follows assignments.
 
 Left to others: connecting, and starting the agent anew.
 """
 
 from __future__ import annotations
 
+import base64
 import logging
 import threading
 import time
@@ -22,7 +24,7 @@ from collections.abc import Callable
 from edgeslm import codec, topics
 from edgeslm.agent.enrolment import PROOF_TIMEOUT_S, OpenLink, prove, report
 from edgeslm.agent.ports import Message
-from edgeslm.errors import CodecError, EdgeslmError
+from edgeslm.errors import EdgeslmError
 from edgeslm.schema.config import BrokerConfig
 from edgeslm.schema.enrol import CertificateReply, Machine
 from edgeslm.trust.certificate import renewal_due
@@ -32,7 +34,7 @@ _LOG = logging.getLogger(__name__)
 
 CHECK_S = 3600.0
 """Seconds between two looks at the certificate's age; short-lived ones are looked at twenty times in their life."""
-_MAX_REPLY_BYTES = 16_384
+_MAX_REPLY_BYTES = 65_536
 
 
 class Renewal:
@@ -48,7 +50,7 @@ class Renewal:
         config: BrokerConfig,
         open_link: OpenLink,
         publish: Callable[[Message], int | None],
-        on_renamed: Callable[[], None],
+        on_changed: Callable[[str], None],
         wall_clock: Callable[[], float] = time.time,
         trial_timeout_s: float = PROOF_TIMEOUT_S,
     ) -> None:
@@ -62,7 +64,8 @@ class Renewal:
             config: how the agent reaches the broker.
             open_link: how to get a link for a trial.
             publish: publishes over the agent's own link.
-            on_renamed: called in a thread of ours once the device has another name.
+            on_changed: called, from any thread, once the device has another name, or a root of the release repository
+                for the first time; told what it is.
             wall_clock: Unix time, right or wrong.
             trial_timeout_s: seconds within which the broker has to take a new certificate.
         """
@@ -73,12 +76,13 @@ class Renewal:
         self._config = config
         self._open_link = open_link
         self._publish = publish
-        self._on_renamed = on_renamed
+        self._on_changed = on_changed
         self._wall_clock = wall_clock
         self._trial_timeout_s = trial_timeout_s
         self._report_token: int | None = None
         self._checked_s = time.monotonic()
         self._trial: threading.Thread | None = None
+        self._has_first_root = False
 
     @property
     def topic(self) -> str:
@@ -109,12 +113,19 @@ class Renewal:
         """A certificate came on :attr:`topic`; a wrong one is logged and dropped."""
         try:
             reply = codec.decode(CertificateReply, payload, max_bytes=_MAX_REPLY_BYTES)
-            candidate = None if self._is_trying() else self._store.stage(self._identity, reply.certificate)
-        except (CodecError, EdgeslmError) as error:
+            root = None if reply.trust_root is None else base64.b64decode(reply.trust_root, validate=True)
+            had_root = self._identity.trust_root.exists()
+            if self._is_trying():
+                return
+            candidate = self._store.stage(self._identity, reply.certificate, root)
+        except (EdgeslmError, ValueError) as error:
             _LOG.error("a certificate from the fleet is refused: %s", error)
             return
+        self._has_first_root = self._identity.trust_root.exists() and not had_root
         if candidate is not None:
             self._try(candidate)
+        else:
+            self._tell(self._identity)
 
     def stop(self) -> None:
         """Wait for a trial that is under way."""
@@ -138,7 +149,9 @@ class Renewal:
         self._trial.start()
 
     def _run_trial(self, candidate: Identity) -> None:
-        config = candidate.broker_config(self._config, certificate=CANDIDATE)
+        # To the broker that the agent is at, which may be another one by now than when it joined.
+        lead = {"host": self._config.host, "port": self._config.port}
+        config = candidate.broker_config(self._config, certificate=CANDIDATE).model_copy(update=lead)
         message = report(candidate, self._machine, self._agent)
         try:
             prove(candidate, config, self._open_link, message, self._trial_timeout_s)
@@ -146,8 +159,16 @@ class Renewal:
         except EdgeslmError as error:
             _LOG.error("the new certificate is not used: %s", error)
             self._store.discard(self._identity)
+            self._tell(self._identity)
             return
         former, self._identity = self._identity, candidate
         _LOG.info("new certificate, until Unix time %.0f", candidate.facts.not_after_s)
-        if candidate.facts.device != former.facts.device:
-            self._on_renamed()
+        self._tell(former)
+
+    def _tell(self, former: Identity) -> None:
+        """Say what is new about the identity in use, if starting anew has to follow from it."""
+        if self._identity.facts.device != former.facts.device:
+            self._on_changed(f"the fleet calls this device {self._identity.facts.device} from now on")
+        elif self._has_first_root:
+            self._on_changed("the fleet gave this device the root of its release repository")
+        self._has_first_root = False

@@ -108,6 +108,32 @@ class UpdateSide(Protocol):
         """End; afterwards nothing is swapped any more."""
 
 
+class OperationSide(Protocol):
+    """What does once what an operator asks for."""
+
+    @property
+    def filter(self) -> str:
+        """Where commands come from."""
+
+    def takes(self, topic: str) -> bool:
+        """Whether a message on `topic` is a command."""
+
+    def receive(self, message: Message) -> None:
+        """Take a command, and acknowledge it; on the dispatcher's thread."""
+
+    def connected(self) -> None:
+        """The broker is there; on the dispatcher's thread."""
+
+    def published(self, token: int) -> None:
+        """The broker has a message; on the dispatcher's thread."""
+
+    def start(self) -> None:
+        """Go on with what was under way."""
+
+    def stop(self) -> None:
+        """End; what is under way goes on in the next process."""
+
+
 class Agent:
     """One device agent. :meth:`start` returns at once; :meth:`stop` leaves nothing half done."""
 
@@ -124,6 +150,7 @@ class Agent:
         listeners: Mapping[str, Callable[[Message], None]] | None = None,
         updates: UpdateSide | None = None,
         renewal: Renewal | None = None,
+        operations: OperationSide | None = None,
     ) -> None:
         """Take the parts.
 
@@ -134,6 +161,7 @@ class Agent:
             listeners: topics of others that this device listens to, each with who is told, on the link's thread.
             updates: changes the models, if anything does.
             renewal: keeps the certificate fresh, on a device that has one of a fleet.
+            operations: do once what an operator asks for.
         """
         self._identity = identity
         self._models = models if isinstance(models, ServedModels) else ServedModels(models)
@@ -141,6 +169,7 @@ class Agent:
         self._pools: dict[str, str] = {}
         self._updates = updates
         self._renewal = renewal
+        self._operations = operations
         self._link = link
         self._meter = meter
         self._journal = journal
@@ -236,6 +265,8 @@ class Agent:
             self._power.start(lambda: self.waiting)
         for thread in self._threads:
             thread.start()
+        if self._operations is not None:
+            self._operations.start()
         self._link.start(self, self._filters())
         if self._updates is not None:
             self._updates.start()
@@ -246,6 +277,8 @@ class Agent:
 
     def stop(self) -> None:
         """Finish the running prompt, say goodbye, close the journal. Waiting prompts run after a restart."""
+        if self._operations is not None:
+            self._operations.stop()
         if self._updates is not None:
             self._updates.stop()
         self._queue.close()
@@ -280,6 +313,8 @@ class Agent:
             filters.append((self._updates.topic, 1))
         if self._renewal is not None:
             filters.append((self._renewal.topic, 1))
+        if self._operations is not None:
+            filters.append((self._operations.filter, 1))
         self._pools = self._pool_filters()
         return filters + [(name, 1) for name in self._pools.values()]
 
@@ -368,6 +403,8 @@ class Agent:
                 self._acknowledge_delayed()
                 if self._renewal is not None:
                     self._renewal.published(token)
+                if self._operations is not None:
+                    self._operations.published(token)
             case _ModelsChanged():
                 self._models_changed()
             case _Flush():
@@ -380,6 +417,8 @@ class Agent:
                     self._renewal.connected()
                 if self._updates is not None:
                     self._updates.connected()
+                if self._operations is not None:
+                    self._operations.connected()
                 if self._telemetry is not None:
                     self._telemetry.connected()
             case _Disconnected(reason):
@@ -400,6 +439,9 @@ class Agent:
         if self._renewal is not None and message.topic == self._renewal.topic:
             self._renewal.take(message.payload)
             message.acknowledge()
+            return
+        if self._operations is not None and self._operations.takes(message.topic):
+            self._operations.receive(message)
             return
         decision = intake.read(message, identity.fleet, identity.device, self._limits.max_body_bytes)
         match decision:

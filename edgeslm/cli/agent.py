@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import sys
+import threading
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import click
+from click.core import ParameterSource
 
 from edgeslm.cli import wiring
 from edgeslm.cli.output import (
@@ -22,7 +25,15 @@ from edgeslm.cli.output import (
 _SWITCH_INTERVAL_S = 0.0001
 
 
-@click.group(cls=CommandGroup, lazy={"enrol": ("edgeslm.cli.enrol:enrol", "Join a fleet with a claim.")})
+_COMMANDS = {
+    "adopt": ("edgeslm.cli.agent_pack:adopt", "Install an archive so that the fleet can update the agent."),
+    "enrol": ("edgeslm.cli.enrol:enrol", "Join a fleet with a claim."),
+    "installed": ("edgeslm.cli.agent_pack:installed", "List the versions of the agent that are installed."),
+    "pack": ("edgeslm.cli.agent_pack:pack", "Pack edgeslm and all that it needs into one archive."),
+}
+
+
+@click.group(cls=CommandGroup, lazy=_COMMANDS)
 def agent() -> None:
     """Run the device agent."""
 
@@ -60,16 +71,34 @@ def run(path: Path | None, **overrides: Any) -> None:
     A setting comes from its flag, else its environment variable, else the file, else its default.
     """
     from edgeslm.agent.memory import release_startup_pages, share_one_heap  # noqa: PLC0415
+    from edgeslm.agent.recent_log import RecentLog  # noqa: PLC0415
+    from edgeslm.cli.wiring_config import start_settings  # noqa: PLC0415
 
-    config = _config(path, overrides)
-    config = wiring.as_member(config, wiring.find_identity(config.state_dir))
+    recent_log = RecentLog()
+    recent_log.install()
     share_one_heap()
     # The worker computes in short native calls that keep the interpreter, and asks for it again between them. At the
     # default of 5 ms the other threads would wait out whole answers, and their turns would delay it as much.
     sys.setswitchinterval(_SWITCH_INTERVAL_S)
+    anew = threading.Event()
     with stopped_by_signals() as stop:
-        running = wiring.build_agent(config, (path or Path()).resolve().parent)
-        running.start()
+
+        def end_to_begin_anew() -> None:
+            anew.set()
+            stop.set()
+
+        settings = start_settings(path, overrides, restart=end_to_begin_anew, replace=_begin_anew)
+        config, trial = settings.config, settings.trial
+        config_dir = (path or Path()).resolve().parent
+        if trial is not None:
+            trial.start()
+        try:
+            running = wiring.build_agent(config, config_dir, end_to_begin_anew, recent_log, settings)
+            running.start()
+        except Exception as error:
+            if trial is not None and trial.failed(str(error)):
+                _begin_anew()
+            raise
         info = running.info()
         served = ", ".join(f"{model.name}@{model.version} ({model.graph})" for model in info.models)
         click.echo(
@@ -83,17 +112,41 @@ def run(path: Path | None, **overrides: Any) -> None:
             release_startup_pages()
         stop.wait()
         running.stop()
+        if trial is not None:
+            trial.stop()
+    if anew.is_set() and not stop.by_signal:
+        _begin_anew()
+
+
+def _begin_anew() -> NoReturn:
+    """Become a new process under the same number and with the same arguments: who watches this one sees no end."""
+    from edgeslm.agent.installation import restart_command  # noqa: PLC0415
+
+    click.echo("beginning anew", err=True)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    # By way of the launcher where there is one: another version may be meant to run by now.
+    command = restart_command(os.environ, sys.argv[1:]) or [sys.executable, *sys.orig_argv[1:]]
+    os.execv(command[0], command)  # noqa: S606 - no shell is wanted
 
 
 @agent.command()
 @_settings_options
+@click.option("--origins", "with_origins", is_flag=True, help="Say of each setting where it comes from.")
 @reporting_errors
-def config(path: Path | None, **overrides: Any) -> None:
-    """Check the configuration and print it as JSON, defaults filled in."""
-    print_json(_config(path, overrides))
+def config(path: Path | None, with_origins: bool, **overrides: Any) -> None:
+    """Check the configuration and print it as JSON, defaults filled in and what the fleet set included."""
+    from edgeslm.cli.wiring_config import Origin, origins, read_settings  # noqa: PLC0415
 
+    settings = read_settings(path, overrides)
+    if not with_origins:
+        print_json(settings.config)
+        return
+    context = click.get_current_context()
 
-def _config(path: Path | None, overrides: dict[str, Any]) -> Any:
-    if path is None:
-        return wiring.parse_agent_config({}, overrides, None)
-    return wiring.read_agent_config(path, overrides)
+    def source_of(name: str) -> Origin:
+        is_flag = context.get_parameter_source(name) is ParameterSource.COMMANDLINE
+        return "flag" if is_flag else "environment"
+
+    found = origins(settings, source_of)
+    print_json({key: {"value": value, "from": origin} for key, (value, origin) in found.items()})

@@ -22,7 +22,13 @@ from edgeslm.cli.fleet_common import (
     yes_option,
 )
 from edgeslm.cli.fleet_join import duration
-from edgeslm.cli.fleet_release import find_release, keys_of, keys_option, open_repository, parse_release
+from edgeslm.cli.fleet_release_common import (
+    find_release,
+    keys_of,
+    keys_option,
+    open_repository,
+    parse_release,
+)
 from edgeslm.cli.output import json_option, print_json, reporting_errors
 from edgeslm.clock import utc_now
 from edgeslm.errors import LinkError, UsageError
@@ -76,7 +82,7 @@ def assign(
     from edgeslm.fleet.release_files import RepositoryFiles  # noqa: PLC0415
     from edgeslm.fleet.release_setup import assignment_signer  # noqa: PLC0415
     from edgeslm.power.boards import load_boards  # noqa: PLC0415
-    from edgeslm.schema.assignment import MAX_LIFETIME  # noqa: PLC0415
+    from edgeslm.schema.assignment import DEFAULT_LIFETIME, MAX_LIFETIME  # noqa: PLC0415
 
     if life > MAX_LIFETIME:
         raise UsageError(f"an assignment can be followed for {MAX_LIFETIME.days} days at most")
@@ -109,8 +115,12 @@ def assign(
                 life=life,
                 actor=fleet.actor,
                 now=utc_now(),
+                renews=life >= DEFAULT_LIFETIME,
             )
         visit.publish(_topic(fleet, device, "desired"), body)
+        with fleet.store.write() as session:
+            row = need_device(session, device)
+            assignments.mark_published(session, row.id, assignment.seq)
     if as_json:
         print_json(_record(device, steps, assignment))
         return

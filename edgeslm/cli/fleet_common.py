@@ -18,6 +18,8 @@ from edgeslm.clock import utc_now
 from edgeslm.errors import EdgeslmError, UsageError
 
 if TYPE_CHECKING:
+    from sqlalchemy.orm import Session
+
     from edgeslm.fleet.broker import Broker, Synced
     from edgeslm.fleet.ca import CertificateAuthority
     from edgeslm.fleet.directory import FleetDirectory
@@ -203,6 +205,17 @@ def confirm(plan: Sequence[str], *, yes: bool, dry_run: bool) -> bool:
     if not click.confirm("Go on?", err=True):
         raise UsageError("nothing was done")
     return True
+
+
+@contextmanager
+def changing(fleet: Fleet, *, dry_run: bool) -> Iterator[Session]:
+    """A transaction that changes the store; a dry run fails wherever the change would, and is undone at its end."""
+    with fleet.store.write() as session:
+        yield session
+        if dry_run:
+            session.rollback()
+    if dry_run:
+        click.echo("dry run: nothing was done", err=True)
 
 
 def for_each(names: Sequence[str], do: Callable[[str], None]) -> list[str]:

@@ -1,4 +1,4 @@
-"""``edgeslm fleet list|show|revoke|rename|retire|audit``: the devices that have joined."""
+"""``edgeslm fleet show|revoke|rename|retire``: one device, and what is done to devices."""
 
 from __future__ import annotations
 
@@ -23,46 +23,13 @@ from edgeslm.cli.fleet_common import (
     print_table,
     yes_option,
 )
+from edgeslm.cli.fleet_list import state
 from edgeslm.cli.output import json_option, print_json, printable, reporting_errors
 from edgeslm.clock import utc_now
 from edgeslm.errors import LinkError, UsageError
 
 if TYPE_CHECKING:
-    from edgeslm.schema.fleet import DeviceDetail, DeviceRecord
-
-
-@click.command("list")
-@click.option("--all", "show_all", is_flag=True, help="Also devices that are retired.")
-@fleet_options
-@json_option
-@reporting_errors
-def list_(show_all: bool, fleet_dir: Path | None, fleet_name: str | None, as_json: bool) -> None:
-    """List the devices, with what is odd about them."""
-    fleet = open_fleet(fleet_dir, fleet_name)
-    from edgeslm.fleet.registry import list_devices  # noqa: PLC0415
-
-    now = utc_now()
-    with fleet.store.read() as session:
-        found = [one for one in list_devices(session) if show_all or one.standing != "retired"]
-    if as_json:
-        print_json([one.model_dump(mode="json") for one in found])
-        return
-    print_table(
-        ["DEVICE", "STATE", "BOARD", "SERIAL", "TAGS", "SEEN", "CERTIFICATE"],
-        [
-            [
-                one.name,
-                state(one),
-                one.board,
-                one.serial,
-                ",".join(one.tags),
-                ago(one.last_seen_at, now),
-                _ends(one, now),
-            ]
-            for one in found
-        ],
-        empty="no devices",
-    )
+    from edgeslm.schema.fleet import FullDetail
 
 
 @click.command()
@@ -71,30 +38,36 @@ def list_(show_all: bool, fleet_dir: Path | None, fleet_name: str | None, as_jso
 @json_option
 @reporting_errors
 def show(name: str, fleet_dir: Path | None, fleet_name: str | None, as_json: bool) -> None:
-    """Show all about one device: what is odd and why, its certificates, machines and events."""
+    """Show all about one device: what is odd and why, what it runs, its certificates, machines and events."""
     fleet = open_fleet(fleet_dir, fleet_name)
-    from edgeslm.fleet.registry import show_device  # noqa: PLC0415
+    from edgeslm.fleet.history import full_detail  # noqa: PLC0415
 
+    now = utc_now()
     with fleet.store.read() as session:
-        detail = show_device(session, name)
+        detail = full_detail(session, name, now)
     if as_json:
         print_json(detail.model_dump(mode="json"))
         return
-    _print_detail(detail, utc_now())
+    _print_detail(detail, now)
 
 
-def _print_detail(detail: DeviceDetail, now: datetime) -> None:
+def _print_detail(detail: FullDetail, now: datetime) -> None:
     one = detail.device
     facts = {
         "device": one.name,
         "state": state(one),
         "why": one.finding_text,
+        "figures": f"in quarantine: {one.quarantine}" if one.quarantine else None,
+        "pinned": one.pin,
         "next name": one.rename_to,
         "board": one.board,
         "serial": one.serial,
         "profile": one.profile,
         "agent": one.agent,
+        "runtime": one.runtime,
+        "meter": one.meter,
         "tags": ",".join(one.tags) or None,
+        "groups": ",".join(detail.groups) or None,
         "notes": one.notes or None,
         "key": one.key_sha256,
         "joined": ago(one.created_at, now),
@@ -103,6 +76,8 @@ def _print_detail(detail: DeviceDetail, now: datetime) -> None:
     for key, value in facts.items():
         if value is not None:
             click.echo(f"{key:<11}{printable(value)}")
+    if one.running or one.assigned:
+        _print_models(detail, now)
     click.echo()
     print_table(
         ["CERTIFICATE", "NAME", "FROM", "UNTIL", "REVOKED"],
@@ -141,18 +116,19 @@ def _print_detail(detail: DeviceDetail, now: datetime) -> None:
     )
 
 
-def state(one: DeviceRecord) -> str:
-    """A device's state in a word or two, the worst first."""
-    standing: str = one.presence or ("joined" if one.first_seen_at else "never seen")
-    if one.standing != "active":
-        standing = one.standing
-    return f"{one.finding}, {standing}" if one.finding is not None else standing
-
-
-def _ends(one: DeviceRecord, now: datetime) -> str | None:
-    if one.expires_at is None or one.standing != "active":
-        return None
-    return f"until {one.expires_at:%Y-%m-%d}" if one.expires_at > now else "EXPIRED"
+def _print_models(detail: FullDetail, now: datetime) -> None:
+    running, assigned = detail.device.running, detail.device.assigned
+    since = {run.name: run.since for run in detail.runs if run.until is None}
+    before = {run.name: run.version for run in reversed(detail.runs) if run.until is not None}
+    click.echo()
+    print_table(
+        ["MODEL", "RUNS", "SINCE", "ASSIGNED", "BEFORE"],
+        [
+            [name, running.get(name), ago(since.get(name), now), assigned.get(name), before.get(name)]
+            for name in sorted({*running, *assigned})
+        ],
+        empty="",
+    )
 
 
 # --- changes ------------------------------------------------------------------------------------------------
@@ -304,39 +280,3 @@ def rename(
         print_json({"device": name, "rename_to": to})
     else:
         click.echo(f"{name} will be {to} once it has taken the name")
-
-
-@click.command()
-@click.argument("subject", required=False, metavar="[DEVICE]")
-@click.option(
-    "--limit", type=click.IntRange(1, 100_000), default=50, show_default=True, help="How many entries."
-)
-@fleet_options
-@json_option
-@reporting_errors
-def audit(
-    subject: str | None, limit: int, fleet_dir: Path | None, fleet_name: str | None, as_json: bool
-) -> None:
-    """Show who did what, newest first; all of it, or what was done to DEVICE."""
-    fleet = open_fleet(fleet_dir, fleet_name)
-    from edgeslm.fleet.registry import list_audit  # noqa: PLC0415
-
-    with fleet.store.read() as session:
-        found = list_audit(session, subject=subject, limit=limit)
-    if as_json:
-        print_json([one.model_dump(mode="json") for one in found])
-        return
-    print_table(
-        ["WHEN", "WHO", "DID", "TO", "DETAIL"],
-        [
-            [
-                f"{one.at:%Y-%m-%d %H:%M:%S}",
-                one.actor,
-                one.action,
-                one.subject,
-                ", ".join(f"{key}={value}" for key, value in one.detail.items()),
-            ]
-            for one in found
-        ],
-        empty="nothing was done yet",
-    )

@@ -1,11 +1,7 @@
-"""``edgeslm fleet release init|add|list|show|withdraw|sign|publish|refresh|keys|serve``."""
+"""``edgeslm fleet release``: what is released. Keys, signatures and serving have files of their own."""
 
 from __future__ import annotations
 
-import logging
-import re
-import secrets
-import sys
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -14,8 +10,6 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from edgeslm.cli.fleet_common import (
-    Fleet,
-    ago,
     confirm,
     dry_run_option,
     fleet_options,
@@ -24,218 +18,69 @@ from edgeslm.cli.fleet_common import (
     print_table,
     yes_option,
 )
-from edgeslm.cli.output import (
-    CommandGroup,
-    json_option,
-    print_json,
-    printable,
-    reporting_errors,
-    stopped_by_signals,
+from edgeslm.cli.fleet_release_agent import agents_of, print_agents
+from edgeslm.cli.fleet_release_common import (
+    Change,
+    audit_release,
+    changing,
+    find_release,
+    finish,
+    key_option,
+    keys_of,
+    keys_option,
+    open_repository,
+    parse_release,
+    passphrases,
+    pending_record,
+    print_pending,
+    print_state,
+    release_passphrase_option,
+    state_record,
 )
-from edgeslm.clock import utc_now
-from edgeslm.errors import ReleaseRepositoryError, UsageError
+from edgeslm.cli.output import CommandGroup, json_option, print_json, printable, reporting_errors
+from edgeslm.errors import ReleaseRepositoryError
 
 if TYPE_CHECKING:
     from edgeslm.fleet.distribution import Prepared
-    from edgeslm.fleet.release_drafts import PendingRole
+    from edgeslm.fleet.release_files import Superfluous
     from edgeslm.fleet.releases import ReleaseRepository
-    from edgeslm.fleet.signing import Passphrase
-    from edgeslm.schema.release import ReleaseInfo, ReleaseTarget
+    from edgeslm.schema.release import ReleaseInfo
 
-KEYS_DIR = "EDGESLM_KEYS_DIR"
 _FILE = click.Path(path_type=Path, dir_okay=False, exists=True)
-_RELEASE = re.compile(r"([a-z0-9-]{1,64})@([0-9A-Za-z.-]{1,96})")
-_KEYID_CHARS = 12
-_WATCH_S = 0.2
+_COMMANDS = {
+    "add-agent": ("edgeslm.cli.fleet_release_agent:add_agent", "Release a version of edgeslm itself."),
+    "collect": (
+        "edgeslm.cli.fleet_release_signing:collect",
+        "Take over signatures that were made elsewhere.",
+    ),
+    "delegate": ("edgeslm.cli.fleet_release_keys:delegate", "Let a team release packages of some names."),
+    "discard": ("edgeslm.cli.fleet_release_signing:discard", "Give up what is pending for a role."),
+    "keys": ("edgeslm.cli.fleet_release_keys:keys_", "List the roles, their keys, and when they expire."),
+    "new-key": ("edgeslm.cli.fleet_release_keys:new_key", "Make a key with a passphrase."),
+    "publish": ("edgeslm.cli.fleet_release_signing:publish", "Let everything that is signed enough go live."),
+    "refresh": ("edgeslm.cli.fleet_release_signing:refresh", "Sign snapshot and timestamp anew."),
+    "renew": ("edgeslm.cli.fleet_release_signing:renew", "Let a role say the same again, for longer."),
+    "rotate": ("edgeslm.cli.fleet_release_keys:rotate", "Change the keys of a role, or how many sign."),
+    "serve": ("edgeslm.cli.fleet_release_serve:serve", "Give devices releases: over HTTP and the broker."),
+    "sign": ("edgeslm.cli.fleet_release_signing:sign", "Sign what is pending, after showing it."),
+    "sign-file": (
+        "edgeslm.cli.fleet_release_signing:sign_file",
+        "Sign a pending file that was carried here.",
+    ),
+    "undelegate": ("edgeslm.cli.fleet_release_keys:undelegate", "Take from a team what was delegated to it."),
+    "withdraw-agent": (
+        "edgeslm.cli.fleet_release_agent:withdraw_agent",
+        "Take a version of edgeslm itself back.",
+    ),
+}
 
-keys_option = click.option(
-    "--keys",
-    "keys_dir",
-    type=click.Path(path_type=Path, file_okay=False),
-    envvar=KEYS_DIR,
-    show_envvar=True,
-    help="Directory of the keys that sign without a person; default: keys, in the fleet's directory.",
-)
-key_option = click.option(
-    "--key",
-    "key_files",
-    type=_FILE,
-    multiple=True,
-    help="Offline key to sign with; several times for several. Without it nothing is signed.",
-)
-release_passphrase_option = click.option(
-    "--passphrase-file",
-    type=_FILE,
-    help="Holds the passphrase of the offline keys; else EDGESLM_PASSPHRASE, else it is asked for.",
-)
 
-
-@click.group(cls=CommandGroup)
+@click.group(cls=CommandGroup, lazy=_COMMANDS)
 def release() -> None:
     """Release packages: nothing else runs on the devices of a fleet.
 
     Whatever changes is first pending, then signed with offline keys, then published with the keys of this machine.
     """
-
-
-# --- what the commands share --------------------------------------------------------------------------------
-
-
-def parse_release(text: str) -> tuple[str, str]:
-    """Name and version of ``NAME@VERSION``.
-
-    Raises:
-        UsageError: it is not of that form.
-    """
-    match = _RELEASE.fullmatch(text)
-    if match is None:
-        raise UsageError(f"'{text[:80]}' names no release", hint="Write it as name@version")
-    return match[1], match[2]
-
-
-def find_release(known: Sequence[ReleaseTarget], text: str) -> ReleaseTarget:
-    """The published release that ``NAME@VERSION`` names.
-
-    Raises:
-        UsageError: there is none.
-    """
-    name, version = parse_release(text)
-    for target in known:
-        if (target.info.name, target.info.version) == (name, version):
-            return target
-    versions = [target.info.version for target in known if target.info.name == name]
-    there = f"Published of {name}: {', '.join(versions)}" if versions else "See edgeslm fleet release list"
-    raise UsageError(f"{text} is not published", hint=there)
-
-
-def keys_of(fleet: Fleet, keys_dir: Path | None) -> Path:
-    """Directory of the keys."""
-    return keys_dir or fleet.directory.root / "keys"
-
-
-def open_repository(fleet: Fleet) -> ReleaseRepository:
-    """The fleet's release repository.
-
-    Raises:
-        ReleaseRepositoryError: there is none, or it cannot be read.
-    """
-    from edgeslm.fleet.release_files import is_repository  # noqa: PLC0415
-    from edgeslm.fleet.releases import ReleaseRepository  # noqa: PLC0415
-
-    directory = fleet.directory.releases
-    if not is_repository(directory):
-        raise ReleaseRepositoryError(
-            f"fleet {fleet.directory.name} has no releases yet", path=str(directory),
-            hint="Begin with: edgeslm fleet release init",
-        )  # fmt: skip
-    return ReleaseRepository(directory)
-
-
-def _passphrases(file: Path | None) -> Passphrase:
-    """Asks for each key's passphrase once, and twice for a key that is about to be made."""
-    from edgeslm.fleet.signing import passphrase_source  # noqa: PLC0415
-
-    known: dict[Path, bytes] = {}
-
-    def read(key: Path) -> bytes:
-        if key not in known:
-            is_new = not key.exists()
-
-            def prompt(text: str) -> str:
-                asked = text.rstrip(": ")
-                return str(click.prompt(asked, hide_input=True, confirmation_prompt=is_new, err=True))
-
-            known[key] = passphrase_source(file=file, prompt=prompt if sys.stdin.isatty() else None)(key)
-        return known[key]
-
-    return read
-
-
-def _pending_record(one: PendingRole) -> dict[str, Any]:
-    return {
-        "role": one.role,
-        "version": one.version,
-        "file": str(one.path),
-        "expires_at": one.expires_at.isoformat(),
-        "missing": one.missing,
-        "signed_by": list(one.signed_by),
-        "may_sign": list(one.may_sign),
-        "changes": list(one.changes),
-    }
-
-
-def _changes(pending: Sequence[PendingRole]) -> list[str]:
-    """What is pending, for somebody who is about to sign it."""
-    lines = []
-    for one in pending:
-        lines.append(f"{one.role} {one.version}:")
-        lines += [f"  {printable(change)}" for change in one.changes] or ["  the same again, for longer"]
-    return lines
-
-
-def _print_pending(pending: Sequence[PendingRole]) -> None:
-    for one in pending:
-        if one.missing:
-            keys = " or ".join(keyid[:_KEYID_CHARS] for keyid in one.may_sign)
-            click.echo(f"{one.role} {one.version} needs {one.missing} more signature(s), of key {keys}")
-            click.echo(f"  sign it with: edgeslm fleet release sign --key KEY, or carry away {one.path}")
-        else:
-            click.echo(f"{one.role} {one.version} is signed enough: edgeslm fleet release publish")
-
-
-def _sign(
-    repository: ReleaseRepository, key_files: Sequence[Path], passphrase_file: Path | None
-) -> tuple[PendingRole, ...]:
-    from edgeslm.fleet.signing import load_signer  # noqa: PLC0415
-
-    passphrases = _passphrases(passphrase_file)
-    return repository.sign_pending([load_signer(path, passphrases) for path in key_files])
-
-
-def _publish_ready(fleet: Fleet, repository: ReleaseRepository, keys: Path) -> dict[str, int]:
-    """Publish what is signed enough; versions by role of what went live."""
-    from edgeslm.fleet.release_setup import online_signers  # noqa: PLC0415
-
-    if not any(one.missing == 0 for one in repository.pending()):
-        return {}
-    published = dict(repository.publish(online_signers(keys)).published)
-    _audit(fleet, "publish", " ".join(f"{role}:{version}" for role, version in published.items()))
-    return published
-
-
-def _audit(fleet: Fleet, action: str, subject: str, **detail: Any) -> None:
-    from edgeslm.fleet.registry import audit  # noqa: PLC0415
-
-    with fleet.store.write() as session:
-        audit(session, fleet.actor, f"release {action}", subject[:128], utc_now(), **detail)
-
-
-def _finish(
-    fleet: Fleet,
-    repository: ReleaseRepository,
-    keys: Path,
-    key_files: Sequence[Path],
-    passphrase_file: Path | None,
-    *,
-    yes: bool,
-) -> tuple[dict[str, int], tuple[PendingRole, ...]]:
-    """Show what is pending, sign it with what keys were given, and publish what is signed enough."""
-    if not key_files:
-        return {}, repository.pending()
-    plan = [*_changes(repository.pending()), f"sign with {len(key_files)} key(s)"]
-    try:
-        confirm(plan, yes=yes, dry_run=False)
-    except UsageError as error:
-        raise UsageError(f"it is pending, and not signed: {error.message}", hint=error.hint) from error
-    _sign(repository, key_files, passphrase_file)
-    published = _publish_ready(fleet, repository, keys)
-    return published, repository.pending()
-
-
-def _print_state(published: dict[str, int], pending: Sequence[PendingRole]) -> None:
-    if published:
-        click.echo(f"published {', '.join(f'{role} {version}' for role, version in published.items())}")
-    _print_pending(pending)
 
 
 # --- making and looking -------------------------------------------------------------------------------------
@@ -265,8 +110,8 @@ def init(
     keys = keys_of(fleet, keys_dir)
     # Once it is published its offline keys may be elsewhere, and new ones in their place would be worth nothing.
     if not is_repository(fleet.directory.releases) or not _is_published(open_repository(fleet)):
-        set_up(fleet.directory.releases, keys, fleet.directory.name, _passphrases(passphrase_file))
-        _audit(fleet, "init", fleet.directory.name)
+        set_up(fleet.directory.releases, keys, fleet.directory.name, passphrases(passphrase_file))
+        audit_release(fleet, "init", fleet.directory.name)
     offline = [keys / f"{role}.pem" for role in OFFLINE_ROLES]
     public = fleet.directory.releases / "public"
     if as_json:
@@ -296,11 +141,13 @@ def list_(fleet_dir: Path | None, fleet_name: str | None, as_json: bool) -> None
     """List the published releases, and what is pending."""
     repository = open_repository(open_fleet(fleet_dir, fleet_name))
     known, pending = repository.releases(), repository.pending()
+    agents = agents_of(repository).published()
     if as_json:
         print_json(
             {
                 "releases": [one.model_dump(mode="json") for one in known],
-                "pending": [_pending_record(one) for one in pending],
+                "agents": [one.model_dump(mode="json") for one in agents],
+                "pending": [pending_record(one) for one in pending],
             }
         )
         return
@@ -320,7 +167,8 @@ def list_(fleet_dir: Path | None, fleet_name: str | None, as_json: bool) -> None
         ],
         empty="no releases",
     )
-    _print_pending(pending)
+    print_agents(agents)
+    print_pending(pending)
 
 
 @release.command()
@@ -403,12 +251,12 @@ def add(
             confirm([], yes=yes, dry_run=True)
             return
         info = release_prepared(repository, made)
-    _audit(fleet, "add", f"{info.name}@{info.version}", sha256=info.sha256)
-    published, pending = _finish(fleet, repository, keys, key_files, passphrase_file, yes=yes)
+    audit_release(fleet, "add", f"{info.name}@{info.version}", sha256=info.sha256)
+    published, pending = finish(fleet, repository, keys, key_files, passphrase_file, yes=yes)
     if as_json:
-        print_json({**_release_record(info), **_state_record(published, pending)})
+        print_json({**_release_record(info), **state_record(published, pending)})
     else:
-        _print_state(published, pending)
+        print_state(published, pending)
 
 
 def _sizes(made: Prepared) -> list[str]:
@@ -443,229 +291,60 @@ def _release_record(info: ReleaseInfo) -> dict[str, Any]:
     }
 
 
-def _state_record(published: dict[str, int], pending: Sequence[PendingRole]) -> dict[str, Any]:
-    return {"published": published, "pending": [_pending_record(one) for one in pending]}
-
-
 @release.command()
 @click.argument("which", metavar="NAME@VERSION")
-@fleet_options
-@keys_option
-@key_option
-@release_passphrase_option
-@yes_option
-@dry_run_option
-@json_option
-@reporting_errors
-def withdraw(
-    which: str,
-    fleet_dir: Path | None,
-    fleet_name: str | None,
-    keys_dir: Path | None,
-    key_files: tuple[Path, ...],
-    passphrase_file: Path | None,
-    yes: bool,
-    dry_run: bool,
-    as_json: bool,
-) -> None:
+@changing
+def withdraw(change: Change, which: str) -> None:
     """Take a release back: devices that do not have it yet will not get it. Its security floor stays."""
-    fleet = open_fleet(fleet_dir, fleet_name)
-    repository, keys = open_repository(fleet), keys_of(fleet, keys_dir)
     name, version = parse_release(which)
-    if dry_run:
-        find_release(repository.releases(), which)
-        confirm([f"{which}: is withdrawn"], yes=yes, dry_run=True)
-        return
-    repository.withdraw(name, version)
-    _audit(fleet, "withdraw", which)
-    published, pending = _finish(fleet, repository, keys, key_files, passphrase_file, yes=yes)
-    if as_json:
-        print_json({"withdrawn": which, **_state_record(published, pending)})
-    else:
-        _print_state(published, pending)
+    change.carry_out("withdraw", which, lambda repository: repository.withdraw(name, version))
+
+
+@release.command()
+@click.argument("name")
+@click.argument("version")
+@changing
+def floor(change: Change, name: str, version: str) -> None:
+    """Call no version of NAME below VERSION safe: nothing below it is installed, whatever is assigned."""
+    change.carry_out("floor", f"{name}@{version}", lambda repository: repository.set_floor(name, version))
 
 
 @release.command()
 @fleet_options
-@click.option(
-    "--key",
-    "key_files",
-    type=_FILE,
-    multiple=True,
-    required=True,
-    help="Key to sign with; several for several.",
-)
-@release_passphrase_option
 @yes_option
 @dry_run_option
 @json_option
 @reporting_errors
-def sign(
-    fleet_dir: Path | None,
-    fleet_name: str | None,
-    key_files: tuple[Path, ...],
-    passphrase_file: Path | None,
-    yes: bool,
-    dry_run: bool,
-    as_json: bool,
-) -> None:
-    """Sign what is pending, after showing it. Devices believe what is signed: read it."""
+def prune(fleet_dir: Path | None, fleet_name: str | None, yes: bool, dry_run: bool, as_json: bool) -> None:
+    """Remove files that nothing names any more: of withdrawn releases, and earlier metadata.
+
+    A device that is just fetching one of them begins again with what is assigned to it.
+    """
     fleet = open_fleet(fleet_dir, fleet_name)
     repository = open_repository(fleet)
-    pending = repository.pending()
-    if not pending:
-        raise UsageError("nothing is pending")
-    if not confirm(_changes(pending), yes=yes, dry_run=dry_run):
+    files = repository.superfluous()
+    in_all_bytes = sum(file.size_bytes for file in files)
+    plan = [f"{file.path}: {file.size_bytes} bytes" for file in files]
+    if as_json and (dry_run or not files):
+        print_json(_pruned_record(files, dry_run=dry_run))
+    if not files:
+        note("nothing is to be removed")
         return
-    after = _sign(repository, key_files, passphrase_file)
-    _audit(fleet, "sign", " ".join(f"{one.role}:{one.version}" for one in after))
+    plan.append(f"{len(files)} files, {in_all_bytes} bytes in all")
+    if not confirm(plan, yes=yes, dry_run=dry_run):
+        return
+    gone = set(repository.prune())
+    files = tuple(file for file in files if file.path in gone)
+    audit_release(fleet, "prune", f"{len(gone)} files")
     if as_json:
-        print_json({"pending": [_pending_record(one) for one in after]})
+        print_json(_pruned_record(files, dry_run=False))
     else:
-        _print_pending(after)
+        click.echo(f"removed {len(gone)} files, {sum(file.size_bytes for file in files)} bytes")
 
 
-@release.command()
-@fleet_options
-@keys_option
-@dry_run_option
-@json_option
-@reporting_errors
-def publish(
-    fleet_dir: Path | None, fleet_name: str | None, keys_dir: Path | None, dry_run: bool, as_json: bool
-) -> None:
-    """Let everything that is signed enough go live."""
-    fleet = open_fleet(fleet_dir, fleet_name)
-    repository = open_repository(fleet)
-    if dry_run:
-        confirm(_changes([one for one in repository.pending() if not one.missing]), yes=True, dry_run=True)
-        return
-    published = _publish_ready(fleet, repository, keys_of(fleet, keys_dir))
-    pending = repository.pending()
-    if as_json:
-        print_json(_state_record(published, pending))
-        return
-    if not published:
-        note("nothing is signed enough to be published")
-    _print_state(published, pending)
-
-
-@release.command()
-@fleet_options
-@keys_option
-@json_option
-@reporting_errors
-def refresh(fleet_dir: Path | None, fleet_name: str | None, keys_dir: Path | None, as_json: bool) -> None:
-    """Sign snapshot and timestamp anew, which devices want every few days."""
-    fleet = open_fleet(fleet_dir, fleet_name)
-    repository = open_repository(fleet)
-    from edgeslm.fleet.release_setup import online_signers  # noqa: PLC0415
-
-    repository.refresh(online_signers(keys_of(fleet, keys_dir)))
-    _print_roles(repository, as_json=as_json)
-
-
-@release.command("keys")
-@fleet_options
-@json_option
-@reporting_errors
-def keys_(fleet_dir: Path | None, fleet_name: str | None, as_json: bool) -> None:
-    """List the roles: which keys sign for each, how many are needed, and when it expires."""
-    _print_roles(open_repository(open_fleet(fleet_dir, fleet_name)), as_json=as_json)
-
-
-def _print_roles(repository: ReleaseRepository, *, as_json: bool) -> None:
-    from edgeslm.fleet.release_files import RepositoryFiles  # noqa: PLC0415
-
-    published = RepositoryFiles.open(repository.public.parent).published()
-    roles: dict[str, Any] = dict(published.require_root().signed.roles)
-    targets = published.targets.get("targets")
-    if targets is not None and targets.signed.delegations is not None:
-        roles |= targets.signed.delegations.roles or {}
-    ends = {one.role: one for one in repository.expiries()}
-    records = []
-    for name, role in roles.items():
-        end = ends.get(name)
-        records.append(
-            {
-                "role": name,
-                "keys": list(role.keyids),
-                "threshold": role.threshold,
-                "version": end.version if end else None,
-                "expires_at": end.expires_at.isoformat() if end else None,
-                "offline": end.offline if end else None,
-                "due": end.due if end else False,
-            }
-        )
-    if as_json:
-        print_json(records)
-        return
-    now = utc_now()
-    print_table(
-        ["ROLE", "NEEDS", "KEYS", "VERSION", "EXPIRES"],
-        [
-            [
-                record["role"],
-                f"{record['threshold']} of {len(record['keys'])}",
-                ", ".join(keyid[:_KEYID_CHARS] for keyid in record["keys"]),
-                str(record["version"]) if record["version"] else None,
-                f"{ago(ends[record['role']].expires_at, now)}{', sign it again' if record['due'] else ''}"
-                if record["role"] in ends
-                else None,
-            ]
-            for record in records
-        ],
-        empty="no roles",
-    )
-
-
-# --- serving ------------------------------------------------------------------------------------------------
-
-
-@release.command()
-@click.option("--host", default="0.0.0.0", show_default=True, help="Address to listen on.")  # noqa: S104
-@click.option("--port", type=click.IntRange(0, 65_535), default=8080, show_default=True, help="0: any.")
-@fleet_options
-@keys_option
-@reporting_errors
-def serve(
-    host: str, port: int, fleet_dir: Path | None, fleet_name: str | None, keys_dir: Path | None
-) -> None:
-    """Give devices releases until SIGTERM or Ctrl-C: over HTTP, and over the broker.
-
-    It also writes down what devices report, and keeps snapshot and timestamp from expiring.
-    """
-    logging.getLogger("edgeslm.fleet").setLevel(logging.INFO)
-    fleet = open_fleet(fleet_dir, fleet_name)
-    with (
-        stopped_by_signals() as stop,
-        running_distribution(fleet, keys_of(fleet, keys_dir), host, port) as distribution,
-    ):
-        click.echo(f"releases of fleet {fleet.directory.name} at {distribution.url}", err=True)
-        was_connected = False
-        while not stop.wait(_WATCH_S):
-            if distribution.wait_connected(0) and not was_connected:
-                was_connected = True
-                click.echo("connected to the broker: blocks are served there as well", err=True)
-
-
-def running_distribution(fleet: Fleet, keys: Path, host: str, port: int) -> Any:
-    """The service that gives out releases of `fleet`; a context in which it runs.
-
-    Raises:
-        ReleaseRepositoryError: there is no repository.
-        ConfigError: the address cannot be had.
-    """
-    from edgeslm.fleet.distribution import Distribution  # noqa: PLC0415
-
-    repository, directory = open_repository(fleet), fleet.directory
-    return Distribution(
-        fleet.store,
-        repository,
-        directory.name,
-        directory.operator_config(),
-        f"edgeslm-releases-{secrets.token_hex(6)}",
-        keys=keys if (keys / "timestamp.pem").exists() else None,
-        host=host,
-        port=port,
-    )
+def _pruned_record(files: Sequence[Superfluous], *, dry_run: bool) -> dict[str, Any]:
+    return {
+        "files": [{"path": file.path, "size_bytes": file.size_bytes} for file in files],
+        "size_bytes": sum(file.size_bytes for file in files),
+        "dry_run": dry_run,
+    }

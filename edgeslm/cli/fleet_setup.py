@@ -21,7 +21,10 @@ from edgeslm.cli.fleet_common import (
     open_fleet,
     passphrase_option,
 )
-from edgeslm.cli.fleet_release import keys_of, keys_option, running_distribution
+from edgeslm.cli.fleet_metrics import running_collector
+from edgeslm.cli.fleet_release_common import keys_of, keys_option
+from edgeslm.cli.fleet_release_serve import running_distribution
+from edgeslm.cli.fleet_rollout_common import running_controller
 from edgeslm.cli.output import json_option, print_json, reporting_errors, stopped_by_signals
 from edgeslm.clock import utc_now
 from edgeslm.codec import describe
@@ -163,6 +166,7 @@ def _new_passphrase(file: Path | None) -> bytes:
     help="Where to serve the fleet's releases, if it has any. 0: any port.",
 )
 @click.option("--no-releases", is_flag=True, help="Leave serving releases to others.")
+@click.option("--no-metrics", is_flag=True, help="Leave collecting what devices report to others.")
 @fleet_options
 @keys_option
 @passphrase_option
@@ -171,12 +175,14 @@ def serve(
     with_broker: bool,
     releases_port: int,
     no_releases: bool,
+    no_metrics: bool,
     fleet_dir: Path | None,
     fleet_name: str | None,
     keys_dir: Path | None,
     passphrase_file: Path | None,
 ) -> None:
-    """Answer devices until SIGTERM or Ctrl-C: first contact, renewal of certificates, presence, releases.
+    """Answer devices until SIGTERM or Ctrl-C: first contact, renewal of certificates, presence, releases;
+    and collect what they report.
 
     While it does not run, devices that have joined work on; new ones wait.
     """
@@ -198,10 +204,16 @@ def serve(
                 err=True,
             )
         service = stack.enter_context(running_service(fleet))
+        if not no_metrics:
+            stack.enter_context(running_collector(fleet))
         if not no_releases and (fleet.directory.releases / "public").is_dir():
             keys = keys_of(fleet, keys_dir)
             distribution = stack.enter_context(running_distribution(fleet, keys, "0.0.0.0", releases_port))  # noqa: S104
             click.echo(f"releases of fleet {fleet.directory.name} at {distribution.url}", err=True)
+            if (keys / "assignments.pem").exists():
+                stack.enter_context(running_controller(fleet, keys_dir))
+            else:
+                note(f"no key that signs assignments in {keys}: rollouts are left to others")
         was_connected = False
         while not stop.wait(_WATCH_S):
             if process is not None and not process.is_running:

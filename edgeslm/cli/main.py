@@ -15,6 +15,8 @@ os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")
 _COMMANDS = {
     "agent": ("edgeslm.cli.agent:agent", "Run the device agent."),
     "broker": ("edgeslm.cli.broker:broker", "Set up the MQTT broker."),
+    "completion": ("edgeslm.cli.completion:completion", "Let the shell complete words and names."),
+    "cache": ("edgeslm.cli.cache:cache", "Keep files of releases near the devices that want them."),
     "demo": ("edgeslm.cli.demo:demo", "Broker, agent and a simulated home on this machine."),
     "doctor": ("edgeslm.cli.doctor:doctor", "Check what this machine can do, and say what is missing."),
     "fleet": ("edgeslm.cli.fleet:fleet", "Run a fleet: who belongs to it, and what each device may do."),

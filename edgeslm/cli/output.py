@@ -62,9 +62,16 @@ class CommandGroup(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         """Import and return the command."""
         if cmd_name not in self._lazy:
-            return super().get_command(ctx, cmd_name)
+            return self._ready(ctx, super().get_command(ctx, cmd_name))
         module, _, attribute = self._lazy[cmd_name][0].partition(":")
         command: click.Command = getattr(__import__(module, fromlist=[attribute]), attribute)
+        return self._ready(ctx, command)
+
+    def _ready(self, ctx: click.Context, command: click.Command | None) -> click.Command | None:
+        if command is not None and ctx.resilient_parsing:  # for the tab key
+            from edgeslm.cli.completion import complete_names  # noqa: PLC0415
+
+            complete_names(command)
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
@@ -93,13 +100,24 @@ def printable(text: str, keep: str = "") -> str:
     return "".join(char if char.isprintable() or char in keep else "?" for char in text)
 
 
+class StopEvent(threading.Event):
+    """Set when a command is to end.
+
+    Attributes:
+        by_signal: somebody outside asked for it.
+    """
+
+    by_signal = False
+
+
 @contextmanager
-def stopped_by_signals() -> Iterator[threading.Event]:
+def stopped_by_signals() -> Iterator[StopEvent]:
     """An event that Ctrl-C and SIGTERM set."""
-    stop = threading.Event()
+    stop = StopEvent()
 
     def on_signal(number: int, frame: FrameType | None) -> None:
         del number, frame
+        stop.by_signal = True
         stop.set()
 
     before = {number: signal.signal(number, on_signal) for number in (signal.SIGINT, signal.SIGTERM)}

@@ -72,7 +72,7 @@ def _draw_power(axes: Axes, points: Sequence[PowerPoint]) -> None:
     axes.set_ylabel("power in W")
     axes.set_ylim(bottom=0, top=1.15 * max(point.max_w for point in points))
     axes.legend(loc="upper left", frameon=False, ncols=2)
-    _tidy(axes)
+    tidy(axes)
 
 
 def _draw_energy(axes: Axes, rows: Sequence[EnergyRow], *, daily: bool) -> None:
@@ -100,10 +100,10 @@ def _draw_energy(axes: Axes, rows: Sequence[EnergyRow], *, daily: bool) -> None:
     axes.set_ylabel(f"energy in Wh {'a day' if daily else 'an hour'}")
     axes.legend(loc="upper left", frameon=False, ncols=6)
     axes.set_ylim(top=1.25 * max(base))
-    _tidy(axes)
+    tidy(axes)
 
 
-def _tidy(axes: Axes) -> None:
+def tidy(axes: Axes) -> None:
     axes.grid(axis="y", color="#dddddd", linewidth=0.6)
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)

@@ -17,6 +17,7 @@ import click
 from edgeslm.cli import wiring
 from edgeslm.cli.output import json_option, reporting_errors
 from edgeslm.cli.power_words import DAY_S
+from edgeslm.cli.wiring_config import read_settings
 from edgeslm.errors import UsageError
 from edgeslm.link.mqtt import MqttLink
 from edgeslm.link.port import Message
@@ -59,15 +60,13 @@ class Settings:
 
 
 def load_settings(path: Path | None, board: str | None, state_dir: Path | None) -> Settings:
-    """The settings of the file `path`, if there is one, with the flags on top.
+    """The settings of the file `path`, if there is one, with what the fleet set and the flags on top.
 
     Raises:
         ConfigError: the file cannot be used, or there is no such board.
     """
     flags: dict[str, Any] = {"device": _ANY_DEVICE, "board": board, "state_dir": state_dir}
-    config = (
-        wiring.parse_agent_config({}, flags, None) if path is None else wiring.read_agent_config(path, flags)
-    )
+    config = read_settings(path, flags).config
     return Settings(config, choose_board(config.board), (path or Path()).resolve().parent)
 
 

@@ -1,4 +1,4 @@
-"""``edgeslm sim``: simulated boards, as files that the agent's meters read like real ones."""
+"""``edgeslm sim``: simulated boards, as files that the agent's meters read like real ones, and simulated fleets."""
 
 from __future__ import annotations
 
@@ -7,16 +7,21 @@ from pathlib import Path
 
 import click
 
-from edgeslm.cli.output import json_option, print_json, reporting_errors, stopped_by_signals
+from edgeslm.cli.output import CommandGroup, json_option, print_json, reporting_errors, stopped_by_signals
 from edgeslm.power.boards import choose_board
 from edgeslm.sim.board import BoardState
 from edgeslm.sim.board_driver import ProcessLoad, SimBoard
 from edgeslm.sim.board_scenario import load_scenario, shipped_scenarios, time_of_day
 
+_COMMANDS = {
+    "fleet": ("edgeslm.cli.sim_fleet:fleet", "Run simulated devices at a fleet's broker."),
+    "fleets": ("edgeslm.cli.sim_fleet:fleets", "List the simulated fleets that ship."),
+}
 
-@click.group()
+
+@click.group(cls=CommandGroup, lazy=_COMMANDS)
 def sim() -> None:
-    """Simulate boards: power, heat, battery, and meters that fail."""
+    """Simulate boards: power, heat, battery, and meters that fail; and whole fleets of devices."""
 
 
 @sim.command()

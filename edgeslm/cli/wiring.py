@@ -19,13 +19,15 @@ from pydantic import ValidationError
 import edgeslm
 from edgeslm.codec import describe
 from edgeslm.errors import ConfigError, PackageError
-from edgeslm.schema.config import AgentConfig, RuntimeChoice
+from edgeslm.schema.config import BROKER_RELEASES, NO_RELEASES, AgentConfig, RuntimeChoice
 
 if TYPE_CHECKING:
     from edgeslm.agent.ports import Model
     from edgeslm.agent.power_side import PowerSide
+    from edgeslm.agent.recent_log import RecentLog
     from edgeslm.agent.renewal import Renewal
     from edgeslm.agent.service import Agent
+    from edgeslm.cli.wiring_config import Settings
     from edgeslm.cli.wiring_updates import Updates
     from edgeslm.link.port import Link, Message
     from edgeslm.power.meters.discovery import Discovery
@@ -115,6 +117,15 @@ def read_agent_config(path: Path, overrides: dict[str, Any]) -> AgentConfig:
     Raises:
         ConfigError: unreadable, no YAML, an unknown key or a wrong value, each named.
     """
+    return parse_agent_config(load_settings(path), overrides, str(path))
+
+
+def load_settings(path: Path) -> dict[str, Any]:
+    """What stands in the configuration file at `path`.
+
+    Raises:
+        ConfigError: unreadable, no YAML, or no mapping.
+    """
     try:
         data = yaml.safe_load(path.read_text("utf-8"))
     except OSError as error:
@@ -123,17 +134,27 @@ def read_agent_config(path: Path, overrides: dict[str, Any]) -> AgentConfig:
         raise ConfigError(
             f"{path} is no YAML: {' '.join(str(error).split())[:300]}", path=str(path)
         ) from error
-    return parse_agent_config(data if data is not None else {}, overrides, str(path))
+    if data is None:
+        return {}
+    if not isinstance(data, dict):
+        raise ConfigError(f"{path}: a mapping of settings is expected", path=str(path))
+    return data
 
 
-def parse_agent_config(data: Any, overrides: dict[str, Any], path: str | None) -> AgentConfig:
+def state_dir_of(data: Mapping[str, Any], overrides: Mapping[str, Any]) -> Path:
+    """The state directory that `data` with `overrides` on top names."""
+    found = overrides.get("state_dir") or data.get("state_dir")
+    return Path(str(found or AgentConfig.model_fields["state_dir"].default))
+
+
+def parse_agent_config(
+    data: Mapping[str, Any], overrides: Mapping[str, Any], path: str | None
+) -> AgentConfig:
     """`data` with `overrides` on top as a configuration.
 
     Raises:
         ConfigError: an unknown key or a wrong value, each named.
     """
-    if not isinstance(data, dict):
-        raise ConfigError(f"{path}: a mapping of settings is expected", path=path)
     merged = {**data}
     for key, value in overrides.items():
         if value is None:
@@ -147,9 +168,7 @@ def parse_agent_config(data: Any, overrides: dict[str, Any], path: str | None) -
         else:
             merged[key] = value
     if "device" not in merged:
-        identity = find_identity(
-            Path(str(merged.get("state_dir", AgentConfig.model_fields["state_dir"].default)))
-        )
+        identity = find_identity(state_dir_of(merged, {}))
         if identity is not None:
             merged["device"] = identity.facts.device
     try:
@@ -185,8 +204,25 @@ def as_member(config: AgentConfig, identity: Identity | None) -> AgentConfig:
     return config.model_copy(update={**names, "broker": identity.broker_config(config.broker)})
 
 
-def build_agent(config: AgentConfig, config_dir: Path) -> Agent:
+def _stay() -> None:
+    """Nobody begins this process anew."""
+
+
+def build_agent(
+    config: AgentConfig,
+    config_dir: Path,
+    on_restart: Callable[[], None] = _stay,
+    recent_log: RecentLog | None = None,
+    settings: Settings | None = None,
+) -> Agent:
     """An agent over MQTT, its models loaded and proved.
+
+    Args:
+        config: settings.
+        config_dir: what paths in them are relative to.
+        on_restart: told, on a thread of the agent, when the agent is to be stopped and begun anew.
+        recent_log: the latest lines of the log, for diagnostics.
+        settings: how `config` came about; without them nothing can be set from afar.
 
     Raises:
         EdgeslmError: whatever keeps it from running, each with its own class.
@@ -195,12 +231,16 @@ def build_agent(config: AgentConfig, config_dir: Path) -> Agent:
     from edgeslm.agent.journal import Journal  # noqa: PLC0415
     from edgeslm.agent.service import Agent  # noqa: PLC0415
     from edgeslm.agent.serving import ServedModels  # noqa: PLC0415
+    from edgeslm.cli.wiring_operations import AgentParts, build_operations  # noqa: PLC0415
     from edgeslm.link.mqtt import MqttLink  # noqa: PLC0415
     from edgeslm.power.boards import choose_board  # noqa: PLC0415
     from edgeslm.runtime.model import load_model  # noqa: PLC0415
 
-    identity = find_identity(config.state_dir)
-    config = as_member(config, identity)
+    if settings is None:
+        identity = find_identity(config.state_dir)
+        config = as_member(config, identity)
+    else:
+        identity = settings.identity
     board = choose_board(config.board)
     threads = config.threads or board.threads
     files = _package_files(config, config_dir)
@@ -231,6 +271,7 @@ def build_agent(config: AgentConfig, config_dir: Path) -> Agent:
         for model in models.values():
             warm(model)
         served = ServedModels(models, load, warm)
+        parts = AgentParts(config, identity, power, served, link, updates, log=recent_log, settings=settings)
         limits = config.limits
         agent = Agent(
             identity=AgentIdentity(config.fleet, config.device, board.name, config.pool),
@@ -247,10 +288,14 @@ def build_agent(config: AgentConfig, config_dir: Path) -> Agent:
             power=power,
             listeners=listeners,
             updates=None if updates is None else updates.following,
-            renewal=None if identity is None else build_renewal(config, identity, board, link),
+            renewal=None if identity is None else build_renewal(config, identity, board, link, on_restart),
+            operations=build_operations(parts, on_restart),
         )
+        parts.agent = agent
         if updates is not None:
             updates.attach(agent, served)
+        if settings is not None:
+            settings.attach(agent, updates)
     except BaseException:
         if updates is not None:
             updates.following.stop()
@@ -258,8 +303,13 @@ def build_agent(config: AgentConfig, config_dir: Path) -> Agent:
     return agent
 
 
-def build_renewal(config: AgentConfig, identity: Identity, board: Board, link: Link) -> Renewal:
+def build_renewal(
+    config: AgentConfig, identity: Identity, board: Board, link: Link, on_restart: Callable[[], None] = _stay
+) -> Renewal:
     """What keeps the certificate of a device fresh, over the agent's own `link`.
+
+    Args:
+        on_restart: as for :func:`build_agent`; told when the device has another name, or a root to trust at last.
 
     Raises:
         IdentityError: the state directory refuses.
@@ -268,6 +318,10 @@ def build_renewal(config: AgentConfig, identity: Identity, board: Board, link: L
     from edgeslm.link.mqtt import MqttLink  # noqa: PLC0415
     from edgeslm.trust.identity import IdentityStore  # noqa: PLC0415
     from edgeslm.trust.machine import read_machine  # noqa: PLC0415
+
+    def begin_anew(why: str) -> None:
+        log.warning("%s: the agent begins anew", why)
+        on_restart()
 
     store = IdentityStore(config.state_dir / IDENTITY_NAME)
     return Renewal(
@@ -278,7 +332,7 @@ def build_renewal(config: AgentConfig, identity: Identity, board: Board, link: L
         config=config.broker,
         open_link=MqttLink,
         publish=link.publish,
-        on_renamed=lambda: log.warning("the fleet gave this device another name: start the agent anew"),
+        on_changed=begin_anew,
     )
 
 
@@ -311,14 +365,16 @@ def _build_updates(
     link: Link,
 ) -> Updates | None:
     """What updates the models; its code is loaded only where something does."""
-    if identity is None or config.updates.releases is None:
+    if identity is None or config.updates.releases == NO_RELEASES:
+        return None
+    if config.updates.releases is None and not identity.trust_root.is_file():
         return None
     from edgeslm.cli.wiring_updates import build_updates  # noqa: PLC0415
 
     return build_updates(
         config,
         identity,
-        config.updates.releases,
+        config.updates.releases or BROKER_RELEASES,
         list(files.values()),
         board,
         power,

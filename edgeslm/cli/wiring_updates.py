@@ -80,7 +80,8 @@ _UNREACHABLE = frozenset({"MetadataFetchError", "MetadataMissingError", "SlowRet
 _UNSAFE = frozenset({"SecurityFloorError", "DowngradeError"})
 
 
-def _is_address(where: str) -> bool:
+def is_address(where: str) -> bool:
+    """Whether a repository is reached over HTTP."""
     return where.startswith(("http://", "https://"))
 
 
@@ -90,7 +91,7 @@ def fetch_from(releases: str) -> Fetch:
     Raises:
         UsageError: `releases` is no address that can be.
     """
-    return HttpFetch(releases) if _is_address(releases) else DirectoryFetch(Path(releases))
+    return HttpFetch(releases) if is_address(releases) else DirectoryFetch(Path(releases))
 
 
 # --- trust --------------------------------------------------------------------------------------------------
@@ -277,7 +278,7 @@ class FetchedDelivery:
 
     def _sources(self, info: ReleaseInfo) -> list[BlockSource]:
         near: list[BlockSource] = [
-            HttpSource(where, reach="lan") if _is_address(where) else FileSource(Path(where))
+            HttpSource(where, reach="lan") if is_address(where) else FileSource(Path(where))
             for where in self._config.sources
         ]
         return [*near, *self._repository(info), *([] if self._broker is None else [self._broker()])]
@@ -285,7 +286,7 @@ class FetchedDelivery:
     def _repository(self, info: ReleaseInfo) -> list[BlockSource]:
         if self._releases == BROKER_RELEASES:
             return []
-        if not _is_address(self._releases):
+        if not is_address(self._releases):
             # One that is not there would be waited for, while others may have the file.
             directory = (Path(self._releases) / info.file_path).parent
             return [FileSource(directory)] if directory.is_dir() else []
@@ -438,6 +439,10 @@ class Updates:
 
     Attributes:
         following: to be started and stopped with the agent. It has to be stopped whatever happens after :meth:`boot`.
+        judge: asks the release repository.
+        where: address or directory of that, or ``mqtt:``.
+        judge: says what is to be trusted.
+        reports: what the device reports.
     """
 
     def __init__(
@@ -464,17 +469,22 @@ class Updates:
         """
         state_dir = config.state_dir
         facts = identity.facts
-        self._broker_fetch = (
-            BrokerFetch(facts.fleet, facts.device) if releases == BROKER_RELEASES else None
-        )
+        self._broker_fetch = BrokerFetch(facts.fleet, facts.device) if releases == BROKER_RELEASES else None
         fetch = self._broker_fetch or fetch_from(releases)
         prepare_trust(state_dir / _TRUST_NAME, identity.trust_root)
         # The directory of an identity is called by the digest of its public key.
-        judge = Judge(state_dir / _TRUST_NAME, facts.fleet, facts.device, identity.directory.name, fetch)
+        self.judge = judge = Judge(
+            state_dir / _TRUST_NAME,
+            facts.fleet,
+            facts.device,
+            identity.directory.name,
+            fetch,
+            self._broker_fetch.close if self._broker_fetch is not None else lambda: None,
+        )
         assigned = Assigned(state_dir / _ASSIGNED_NAME)
         store = ModelStore(state_dir / "models")
         journal = UpdateJournal(state_dir / JOURNAL_NAME)
-        reports = Reports(topics.device_topic(facts.fleet, facts.device, "reported"), publish)
+        self.reports = reports = Reports(topics.device_topic(facts.fleet, facts.device, "reported"), publish)
         self._device = device
         self._config = config
         self._updater = Updater(
@@ -488,8 +498,13 @@ class Updates:
         )
         self.following = Following(self._updater, judge, assigned, reports, journal.assignment, follow_budget)
         self._releases = CheckedReleases(judge, assigned)
-        self._where = releases
+        self.judge, self.where = judge, releases
         self._store = store
+
+    @property
+    def updater(self) -> Updater:
+        """What follows the assignments."""
+        return self._updater
 
     def boot(self, load: Callable[[InstalledPackage], Model]) -> dict[str, Model]:
         """The models to serve, loaded; where one does not load, what served before it.
@@ -520,7 +535,7 @@ class Updates:
             Fetcher(config.state_dir / _FETCHED_NAME),
             self._store,
             config.updates,
-            self._where,
+            self.where,
             lambda: BrokerSource(agent, config.fleet, config.device),
         )
         self._device.online = lambda: agent.wait_connected(0)

@@ -14,11 +14,12 @@ it (``docs/updates.md``). The device checks again whatever is checked here.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from types import TracebackType
@@ -33,11 +34,13 @@ from tuf.api.metadata import Targets
 from edgeslm import codec
 from edgeslm.errors import CodecError, DeviceStateError, LinkError, UpdateError, UsageError
 from edgeslm.fleet.registry import audit, device_row, need_device, note_event, note_fault
+from edgeslm.fleet.runs import note_runs
 from edgeslm.fleet.signing import next_seq, sign_assignment
 from edgeslm.fleet.store.models import DeviceRow, FactRow
+from edgeslm.fleet.store.rollouts import DesiredRow, ReportRow
 from edgeslm.link.mqtt import MqttLink
 from edgeslm.link.port import Message
-from edgeslm.schema.assignment import AssignedRelease, Assignment
+from edgeslm.schema.assignment import AssignedRelease, Assignment, UpdateWindow
 from edgeslm.schema.base import version_key
 from edgeslm.schema.board import Board
 from edgeslm.schema.config import BrokerConfig
@@ -77,6 +80,8 @@ class DeviceView:
         runtime: kind of runtime that it computes with.
         running: by name.
         denied: why packages failed on it that it does not try again by itself, by sha256.
+        ram_mb: memory that it told; ``None`` leaves it to the facts of its board.
+        cpu_features: of its processor as it told, likewise.
     """
 
     name: str
@@ -85,6 +90,24 @@ class DeviceView:
     runtime: str | None = None
     running: Mapping[str, Running] = field(default_factory=dict)
     denied: Mapping[str, ReportedFault] = field(default_factory=dict)
+    ram_mb: int | None = None
+    cpu_features: frozenset[str] | None = None
+
+    @property
+    def most_ram_mb(self) -> int | None:
+        """Memory that it has, or that boards of its type have at most."""
+        if self.ram_mb is None and self.board is not None and self.board.ram_mb:
+            return max(self.board.ram_mb)
+        return self.ram_mb
+
+    @property
+    def known_cpu_features(self) -> frozenset[str] | None:
+        """What its processor can do: what it told and what its board's processor has, as on the device itself."""
+        # Boards that stand for any say nothing of the processor.
+        of_board = frozenset(self.board.cpu_features) if self.board and self.board.recognised_by else None
+        if self.cpu_features is None:
+            return of_board
+        return self.cpu_features | (of_board or frozenset())
 
 
 def view_device(
@@ -111,7 +134,17 @@ def view_device(
         change = model.change
         if change is not None and change.sha256 is not None and change.fault and change.fault.denied:
             denied[change.sha256] = change.fault
-    return DeviceView(row.name, boards.get(board or ""), agent, runtime, running, denied)
+    told = info.cpu_features if info is not None else None
+    return DeviceView(
+        row.name,
+        boards.get(board or ""),
+        agent,
+        runtime,
+        running,
+        denied,
+        ram_mb=info.ram_mb if info is not None else None,
+        cpu_features=None if told is None else frozenset(told),
+    )
 
 
 # --- planning: pure -----------------------------------------------------------------------------------------
@@ -200,14 +233,14 @@ def _check_device(requires: ReleaseRequirements, view: DeviceView) -> tuple[str,
         raise _incompatible(
             view, f"it needs the runtime {' or '.join(requires.runtimes)}, there is {view.runtime}"
         )
-    board = view.board
-    if board is None or not board.ram_mb:
+    ram_mb, features = view.most_ram_mb, view.known_cpu_features
+    if ram_mb is None:
         unchecked.append("memory")
-    elif requires.ram_mb > max(board.ram_mb):
-        raise _incompatible(view, f"it needs {requires.ram_mb} MB of memory, a {board.name} has less")
-    if board is None or not board.recognised_by:  # boards that stand for any say nothing of the processor
+    elif requires.ram_mb > ram_mb:
+        raise _incompatible(view, f"it needs {requires.ram_mb} MB of memory, there are {ram_mb} MB at most")
+    if features is None:
         unchecked.extend(["processor"] if requires.cpu_features else [])
-    elif missing := sorted(set(requires.cpu_features) - set(board.cpu_features)):
+    elif missing := sorted(set(requires.cpu_features) - features):
         raise _incompatible(view, f"it needs a processor with {', '.join(missing)}")
     return tuple(unchecked)
 
@@ -223,6 +256,13 @@ def _incompatible(view: DeviceView, reason: str) -> UpdateError:
     return UpdateError(f"{view.name} cannot run it: {reason}", cause="incompatible")
 
 
+@dataclass(frozen=True)
+class NewBudget:
+    """A power budget to assign: its JSON, or ``None`` for the one in the device's own settings."""
+
+    text: str | None
+
+
 # --- the record ---------------------------------------------------------------------------------------------
 
 
@@ -230,6 +270,11 @@ def last_assignment(session: Session, row: DeviceRow) -> Assignment | None:
     """What was assigned to a device last."""
     fact = session.get(FactRow, f"{_ASSIGNED}/{row.id}")
     return Assignment.model_validate_json(json.dumps(fact.value)) if fact is not None else None
+
+
+def reported_key(device_id: int) -> str:
+    """Under which a device's last report is kept."""
+    return f"{_REPORTED}/{device_id}"
 
 
 def last_reported(session: Session, row: DeviceRow) -> Reported | None:
@@ -252,20 +297,26 @@ def running_packages(session: Session) -> list[str]:
     return [sha256 for sha256, _ in found.most_common()]
 
 
-def take_reported(session: Session, device: str, payload: bytes, now: datetime) -> Reported | None:
+def take_reported(
+    session: Session, device: str, payload: bytes, now: datetime, *, row: DeviceRow | None = None
+) -> Reported | None:
     """Write down what a device reports, and the end of each change as an event.
 
     Args:
         device: from the topic, which the broker lets nobody else write to.
         payload: as it came.
         now: the present time.
+        row: of the device, where it was read before.
 
     Returns:
         The report; ``None`` if it is dropped: not one, of an unknown device, or older than the last.
     """
-    row = device_row(session, device)
+    row = row or device_row(session, device)
     if row is None or row.standing != "active":
         return None
+    mark, sha256 = session.get(ReportRow, row.id), hashlib.sha256(payload).hexdigest()
+    if mark is not None and mark.sha256 == sha256:
+        return last_reported(session, row)
     try:
         reported = codec.decode(Reported, payload, max_bytes=MAX_BODY_BYTES)
     except CodecError as error:
@@ -278,6 +329,12 @@ def take_reported(session: Session, device: str, payload: bytes, now: datetime) 
         return None
     value = json.loads(codec.encode(reported))
     session.merge(FactRow(key=f"{_REPORTED}/{row.id}", value=value))
+    if mark is None:
+        mark = ReportRow(device_id=row.id, stamp=0)
+        session.add(mark)
+    mark.epoch, mark.seq, mark.stamp = reported.epoch, reported.seq, mark.stamp + 1
+    mark.sha256, mark.received_at = sha256, now
+    note_runs(session, row, before, reported, now)
     told = {(model.name, model.change) for model in before.models} if before is not None else set()
     for model in reported.models:
         change = model.change
@@ -304,6 +361,10 @@ def assign(
     life: timedelta,
     actor: str,
     now: datetime,
+    window: UpdateWindow | None = None,
+    without: Collection[str] = (),
+    renews: bool = True,
+    budget: NewBudget | None = None,
 ) -> tuple[Assignment, bytes]:
     """Make, sign and write down the next assignment of a device; it is published by whoever calls, afterwards.
 
@@ -320,6 +381,10 @@ def assign(
         life: how long it is valid.
         actor: for the audit log.
         now: the present time.
+        window: when the device may begin to change; at once if there is none.
+        without: names that are no longer assigned.
+        renews: the fleet makes it anew before it expires.
+        budget: the power budget from now on; by default it stays as it was assigned.
 
     Returns:
         The assignment and its body.
@@ -338,7 +403,7 @@ def assign(
     releases = {
         name: kept
         for name, kept in (before.releases.items() if before is not None else ())
-        if kept.sha256 in vouched
+        if kept.sha256 in vouched and name not in without
     }
     for step in steps:
         info = step.target.info
@@ -358,8 +423,8 @@ def assign(
             issued_at=now,
             expires_at=now + life,
             releases=releases,
-            config=before.config if before is not None else None,
-            budget=before.budget if before is not None else None,
+            budget=budget.text if budget is not None else before.budget if before is not None else None,
+            window=window,
         )
     except ValidationError as error:
         raise UsageError(f"no assignment: {codec.describe(error)}") from error
@@ -376,13 +441,40 @@ def assign(
     session.merge(
         FactRow(key=f"{_ASSIGNED}/{row.id}", value=assignment.model_dump(mode="json", exclude_none=True))
     )
+    keep_desired(session, row, assignment, body, renews=renews)
     audit(
         session, actor, "assign", device, now,
         seq=assignment.seq, releases=" ".join(step.label for step in steps),
         **({"downgrade": True} if any(step.allow_downgrade for step in steps) else {}),
+        **({"budget": budget.text or "none"} if budget is not None else {}),
         **({"force": True} if any(step.force for step in steps) else {}),
     )  # fmt: skip
     return assignment, body
+
+
+def keep_desired(
+    session: Session, row: DeviceRow, assignment: Assignment, body: bytes, *, renews: bool
+) -> None:
+    """Write down what the broker is to keep for a device, in the transaction that numbers it.
+
+    So it is published even if whoever made it ends right after.
+    """
+    kept = session.get(DesiredRow, row.id)
+    if kept is None:
+        kept = DesiredRow(device_id=row.id, published_seq=0)
+        session.add(kept)
+    kept.seq, kept.body, kept.renews = assignment.seq, body, renews
+    kept.issued_at, kept.expires_at = assignment.issued_at, assignment.expires_at
+
+
+def mark_published(session: Session, device_id: int, seq: int) -> None:
+    """Note that the broker has assignment `seq` of a device.
+
+    If another one was made meanwhile, that may have been published first, so it is published again.
+    """
+    kept = session.get(DesiredRow, device_id)
+    if kept is not None:
+        kept.published_seq = seq if kept.seq == seq else 0
 
 
 # --- at the broker ------------------------------------------------------------------------------------------
@@ -391,14 +483,18 @@ def assign(
 class Visit:
     """The operator at the broker for a moment; used as a context manager it is connected inside."""
 
-    def __init__(self, config: BrokerConfig, client_id: str, wanted: Sequence[str] = ()) -> None:
+    def __init__(
+        self, config: BrokerConfig, client_id: str, wanted: Sequence[str] = (), *, filters: Sequence[str] = ()
+    ) -> None:
         """Set up.
 
         Args:
             config: how to reach the broker.
             client_id: there.
             wanted: topics whose retained messages are of interest; no wildcards.
+            filters: instead of these, filters with wildcards.
         """
+        self._filters = tuple(filters)
         self._config = config
         self._link = MqttLink(config, client_id)
         self._wanted = tuple(dict.fromkeys(wanted))
@@ -416,7 +512,7 @@ class Visit:
             LinkError: the broker cannot be reached.
         """
         try:
-            self._link.start(self, [(topic, 1) for topic in self._wanted])
+            self._link.start(self, [(topic, 1) for topic in (*self._wanted, *self._filters)])
             if not self._wait(lambda: self._connected_at_s is not None, CONNECT_TIMEOUT_S):
                 raise self._fault(f"cannot be reached: {self._reason}")
         except BaseException:
@@ -434,7 +530,7 @@ class Visit:
         deadline_s = time.monotonic() + CONNECT_TIMEOUT_S
         while time.monotonic() < deadline_s:
             with self._changed:
-                if len(self._retained) == len(self._wanted):
+                if not self._filters and len(self._retained) == len(self._wanted):
                     break
                 quiet_s = time.monotonic() - self._heard_at_s
                 if quiet_s >= QUIET_S:

@@ -8,7 +8,8 @@
 
 What always holds: a backup shows one state of the store; it is for its owner alone, since who has it has the fleet;
 restoring never writes over a fleet, leaves nothing behind when it fails, and takes no path out of the archive on
-trust. What a broker keeps of itself (sessions, retained messages) is left out: devices bring it again.
+trust. What a broker keeps of itself (sessions, retained messages) is left out: devices bring it again. So
+are the figures that devices reported, which are large and worth little without the devices.
 
 The archive is a plain tar: models do not compress.
 """
@@ -32,7 +33,13 @@ from edgeslm.fleet.store.database import HEAD, Store, sqlite_url
 
 _FORMAT = 1
 _MANIFEST, _STORE, _FILES = "manifest.json", "store.db", "files"
-_LEFT_OUT = ("broker/data", "broker/mosquitto.pid", "broker/door.pid", "broker/mosquitto.log")
+_LEFT_OUT = (
+    "broker/data",
+    "broker/mosquitto.pid",
+    "broker/door.pid",
+    "broker/mosquitto.log",
+    *(f"metrics.db{suffix}" for suffix in ("", "-wal", "-shm")),
+)
 _MAX_MANIFEST_BYTES = 65_536
 _MAX_MEMBERS = 1_000_000
 _COPY_BYTES = 2**20

@@ -40,6 +40,7 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from edgeslm import topics
 from edgeslm.errors import CertificateError, FleetSetupError, SigningKeyError
+from edgeslm.trust.certificate import root_name, root_named
 
 MAX_COMMON_NAME = 64
 """RFC 5280, appendix A.1: ub-common-name."""
@@ -227,9 +228,19 @@ class CertificateAuthority:
         return self._certificate.not_valid_after_utc
 
     def issue_device(
-        self, request: CertificateRequest, fleet: str, device: str, now: datetime, life: timedelta
+        self,
+        request: CertificateRequest,
+        fleet: str,
+        device: str,
+        now: datetime,
+        life: timedelta,
+        *,
+        root_sha256: str | None = None,
     ) -> IssuedCertificate:
         """A certificate for a device.
+
+        Args:
+            root_sha256: digest of the root of the release repository, for which it vouches.
 
         Raises:
             FleetSetupError: the names are too long for a certificate.
@@ -237,8 +248,16 @@ class CertificateAuthority:
         """
         # A short life is not used up by the backdating.
         begin = now - min(_BACKDATE, life / 20)
+        vouched = None
+        if root_sha256 is not None:
+            vouched = x509.SubjectAlternativeName([x509.UniformResourceIdentifier(root_name(root_sha256))])
         return self._issue(
-            request.key, common_name(fleet, device), ExtendedKeyUsageOID.CLIENT_AUTH, begin, now + life
+            request.key,
+            common_name(fleet, device),
+            ExtendedKeyUsageOID.CLIENT_AUTH,
+            begin,
+            now + life,
+            vouched,
         )
 
     def issue_broker(
@@ -313,6 +332,16 @@ class CertificateAuthority:
 
     def _authority_identifier(self) -> x509.AuthorityKeyIdentifier:
         return x509.AuthorityKeyIdentifier.from_issuer_public_key(self._key.public_key())
+
+
+def vouched_root(certificate_pem: str) -> str | None:
+    """The digest of the root that a device's certificate of ours vouches for, if it does."""
+    certificate = x509.load_pem_x509_certificate(certificate_pem.encode())
+    try:
+        names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    except x509.ExtensionNotFound:
+        return None
+    return root_named(names.get_values_for_type(x509.UniformResourceIdentifier))
 
 
 def self_signed(key: ec.EllipticCurvePrivateKey, name: str, now: datetime) -> str:

@@ -12,6 +12,9 @@ Left to others: who may join (:mod:`edgeslm.fleet.enrolment`), and carrying mess
 
 from __future__ import annotations
 
+import base64
+import hashlib
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
@@ -21,12 +24,14 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from edgeslm import codec, topics
-from edgeslm.errors import CodecError
-from edgeslm.fleet.ca import CertificateAuthority, CertificateRequest, certified_key
+from edgeslm.errors import CodecError, EdgeslmError
+from edgeslm.fleet.ca import CertificateAuthority, CertificateRequest, certified_key, vouched_root
 from edgeslm.fleet.registry import device_row, note_event, note_fault, note_machine
 from edgeslm.fleet.store.models import CertificateRow, ClaimRow, DeviceRow, EnrolmentRow
 from edgeslm.schema.enrol import CertificateReply, IdentityReport
 from edgeslm.schema.fleet import FleetConfig
+
+_LOG = logging.getLogger(__name__)
 
 _EARLIEST_RENEWAL = 0.5
 """Share of a certificate's life before which the fleet gives no new one, whatever the device's clock says."""
@@ -63,7 +68,7 @@ class Issuer:
     Attributes:
         config: settings of the fleet.
         authority: signs.
-        trust_root: gives the root of the release repository that new devices begin with, if there is one.
+        trust_root: gives the root of the release repository that devices begin with, if there is one.
     """
 
     config: FleetConfig
@@ -84,7 +89,9 @@ def certify(
     Raises:
         FleetSetupError: the name is too long for a certificate.
     """
-    issued = issuer.authority.issue_device(request, issuer.config.name, name, now, issuer.life)
+    issued = issuer.authority.issue_device(
+        request, issuer.config.name, name, now, issuer.life, root_sha256=_digest(_root(issuer))
+    )
     row = CertificateRow(
         name=name,
         serial=issued.serial,
@@ -102,7 +109,7 @@ def carry_on_renaming(session: Session, issuer: Issuer, now: datetime) -> list[O
     """Certificates for devices that operators renamed since the last call."""
     rows = session.scalars(select(DeviceRow).where(DeviceRow.rename_to.is_not(None))).all()
     return [
-        _hand_over(session, issuer, row, None, now)
+        _hand_over(session, issuer, row, None, None, now)
         for row in rows
         if _newest(row, row.rename_to, now) is None
     ]
@@ -138,8 +145,9 @@ def take_report(
     note_machine(session, device, report.machine, now)
     if _finish_enrolment(session, device):
         outcome = replace(outcome, broker_changed=True)
-    if report.renew or device.rename_to is not None:
-        renewed = _hand_over(session, issuer, device, used, now)
+    root = _root(issuer) if report.has_root is False else None
+    if report.renew or device.rename_to is not None or root is not None:
+        renewed = _hand_over(session, issuer, device, used, root, now)
         outcome = replace(outcome, reply=renewed.reply, topic=renewed.topic)
     return outcome
 
@@ -158,16 +166,23 @@ def take_presence(session: Session, name: str, state: str, now: datetime, *, is_
 
 
 def _hand_over(
-    session: Session, issuer: Issuer, device: DeviceRow, used: CertificateRow | None, now: datetime
+    session: Session,
+    issuer: Issuer,
+    device: DeviceRow,
+    used: CertificateRow | None,
+    root: bytes | None,
+    now: datetime,
 ) -> Outcome:
     """Give a device its next certificate, under its next name; nothing, while the one in use serves.
 
     Args:
         used: the certificate in use, as far as that is known.
+        root: that the device lacks. Its certificate has to vouch for it: one that does not is replaced early.
     """
     name = device.rename_to or device.name
     certificate = _newest(device, name, now)
-    if certificate is None or _age(certificate, now) > _EARLIEST_RENEWAL:
+    is_vouched = root is None or (certificate is not None and vouched_root(certificate.pem) == _digest(root))
+    if certificate is None or not is_vouched or _age(certificate, now) > _EARLIEST_RENEWAL:
         certificate = certify(session, issuer, device, certified_key(device.certificates[-1].pem), name, now)
         note_event(
             session,
@@ -177,12 +192,26 @@ def _hand_over(
             now,
             device=device,
         )
-    elif certificate is used:
+    elif certificate is used and root is None:
         return Outcome()
+    carried = None if root is None else base64.b64encode(root).decode()
     return Outcome(
-        reply=codec.encode(CertificateReply(certificate=certificate.pem)),
+        reply=codec.encode(CertificateReply(certificate=certificate.pem, trust_root=carried)),
         topic=topics.device_topic(issuer.config.name, device.name, "certificate"),
     )
+
+
+def _root(issuer: Issuer) -> bytes | None:
+    """The root that devices begin with; ``None`` where it cannot be read, for a certificate is due all the same."""
+    try:
+        return issuer.trust_root()
+    except EdgeslmError as error:
+        _LOG.warning("a certificate is made that vouches for no release repository: %s", error)
+        return None
+
+
+def _digest(root: bytes | None) -> str | None:
+    return None if root is None else hashlib.sha256(root).hexdigest()
 
 
 def _newest(device: DeviceRow, name: str | None, now: datetime) -> CertificateRow | None:
@@ -236,4 +265,4 @@ def _take_strange_report(
     device = device_row(session, name)
     if device is None or device.standing != "active" or not report.renew:
         return Outcome()
-    return _hand_over(session, issuer, device, None, now)
+    return _hand_over(session, issuer, device, None, None, now)

@@ -16,7 +16,6 @@ Left to others: what is released (:mod:`edgeslm.fleet.releases`), ranges and con
 from __future__ import annotations
 
 import logging
-import queue
 import re
 import tempfile
 import threading
@@ -25,6 +24,7 @@ from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
+from itertools import chain
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -36,10 +36,9 @@ from edgeslm.delivery.files import FileBlob
 from edgeslm.delivery.http_server import PackageServer
 from edgeslm.delivery.mqtt_source import BlockService
 from edgeslm.errors import EdgeslmError, LinkError, ReleaseRepositoryError, TopicError
-from edgeslm.fleet.assignments import take_reported
-from edgeslm.fleet.registry import list_devices
 from edgeslm.fleet.release_setup import online_signers
 from edgeslm.fleet.releases import ReleaseRepository
+from edgeslm.fleet.reports import ReportInbox, take_reports
 from edgeslm.fleet.store.database import Store
 from edgeslm.link.mqtt import MqttLink
 from edgeslm.link.port import Message
@@ -61,7 +60,6 @@ _FRESHNESS_S = 3600.0
 _SEND_TIMEOUT_S = 5.0
 _SEND_POLL_S = 0.01
 _POLL_S = 0.2
-_MAX_WAITING = 10_000
 _PUBLIC_PATH = re.compile(r"/((?:metadata|targets)(?:/[A-Za-z0-9-][A-Za-z0-9._-]{0,254}){1,4})")
 _BLOCKS_PATH = re.compile(r"/blocks/([0-9a-f]{64})")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
@@ -215,12 +213,13 @@ def public_files(public: Path) -> Callable[[str], FileBlob | None]:
 
 
 def files_by_sha256(public: Path) -> Callable[[str], FileBlob | None]:
-    """Finds packages, chunk maps and deltas by their digest."""
+    """Finds packages, archives of the agent, chunk maps and deltas by their digest."""
 
     def find(sha256: str) -> FileBlob | None:
         if not _SHA256.fullmatch(sha256):
             return None
-        path = next(public.glob(f"targets/packages/*/*/{sha256}.*"), None)
+        found = (public.glob(f"targets/{where}/{sha256}.*") for where in ("packages/*/*", "agents/*"))
+        path = next(chain.from_iterable(found), None)
         return FileBlob(path) if path is not None else None
 
     return find
@@ -273,8 +272,7 @@ class Distribution:
         self._metadata = MetadataService(repository.public / "metadata", self._send_block)
         self._server = PackageServer(public_files(repository.public), host=host, port=port)
         self.url = self._server.url
-        self._inbox: queue.Queue[Message] = queue.Queue(_MAX_WAITING)
-        self._heard: set[str] = set()
+        self._inbox = ReportInbox()
         self._fresh_at_s = 0.0
         self._stopped = threading.Event()
         self._connected = threading.Event()
@@ -290,7 +288,8 @@ class Distribution:
 
     def __enter__(self) -> Self:
         self._server.start()
-        self._link.start(self, [(topics.fetch_filter(self._fleet), 0)])
+        filters = [(topics.fetch_filter(self._fleet), 0), (topics.fleet_filter(self._fleet, "reported"), 1)]
+        self._link.start(self, filters)
         for thread in self._threads:
             thread.start()
         return self
@@ -322,10 +321,7 @@ class Distribution:
                 service = self._metadata if is_metadata_name(topic.request_id) else self._blocks
                 service.offer(topic.device, topic.request_id, message.payload)
             elif topic.channel == "reported":
-                try:
-                    self._inbox.put_nowait(message)
-                except queue.Full:
-                    _LOG.warning("a report on %s is dropped: %d wait already", message.topic, _MAX_WAITING)
+                self._inbox.put(message)
         message.acknowledge()
 
     def on_connected(self, *, session_present: bool) -> None:
@@ -360,34 +356,14 @@ class Distribution:
             try:
                 if time.monotonic() - ticked_s >= _TICK_S:
                     ticked_s = time.monotonic()
-                    self._listen_to_new_devices()
                     self._keep_fresh()
-                self._take(self._inbox.get(timeout=_POLL_S))
-            except queue.Empty:
-                continue
+                reports = self._inbox.take(_POLL_S)
+                if reports:
+                    take_reports(self._store, reports, self._clock())
             except EdgeslmError as error:  # the store is locked, the disk full: the next turn may be better
                 _LOG.error("releases: %s", error)
             except Exception:  # one message must not end the service
                 _LOG.exception("releases: a turn failed")
-
-    def _take(self, message: Message) -> None:
-        topic = topics.parse(message.topic)
-        if isinstance(topic, topics.DeviceTopic) and message.payload:
-            with self._store.write() as session:
-                take_reported(session, topic.device, message.payload, self._clock())
-
-    def _listen_to_new_devices(self) -> None:
-        with self._store.read() as session:
-            names = {one.name for one in list_devices(session) if one.standing == "active"}
-        new, gone = names - self._heard, self._heard - names
-        if new:
-            self._link.subscribe([(self._reported(name), 1) for name in sorted(new)])
-        if gone:
-            self._link.unsubscribe([self._reported(name) for name in sorted(gone)])
-        self._heard = names
-
-    def _reported(self, name: str) -> str:
-        return topics.device_topic(self._fleet, name, "reported")
 
     def _keep_fresh(self) -> None:
         if time.monotonic() < self._fresh_at_s:

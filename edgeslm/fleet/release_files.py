@@ -26,7 +26,7 @@ from __future__ import annotations
 import os
 import secrets
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -81,6 +81,18 @@ class Published:
             return self.root.signed.version if self.root else 0
         named = self.snapshot.signed.meta.get(f"{role}.json") if self.snapshot else None
         return named.version if named else 0
+
+
+@dataclass(frozen=True)
+class Superfluous:
+    """A published file that nothing names any more.
+
+    Attributes:
+        path: in ``public``.
+    """
+
+    path: str
+    size_bytes: int
 
 
 def is_repository(directory: Path) -> bool:
@@ -312,12 +324,12 @@ class RepositoryFiles:
                 os.replace(copy, final)  # noqa: PTH105 - named so that a test can let it fail
                 sync_directory(final.parent)
 
-    def keep_only(self, metadata: set[str], targets: set[str]) -> tuple[str, ...]:
-        """Remove published files that are not named; returns what is gone.
+    def others(self, metadata: set[str], targets: set[str]) -> tuple[Superfluous, ...]:
+        """Published files that are not named.
 
         Args:
-            metadata: names of metadata files to keep; roots and the timestamp stay in any case.
-            targets: paths in ``public`` of target files to keep.
+            metadata: names of metadata files that are; roots and the timestamp are in any case.
+            targets: paths in ``public`` of target files that are.
 
         Raises:
             ReleaseRepositoryError: the disk refuses.
@@ -335,12 +347,25 @@ class RepositoryFiles:
                     gone.append(path)
             files = [path for path in sorted((self.public / "targets").rglob("*")) if path.is_file()]
             gone += [path for path in files if str(path.relative_to(self.public)) not in targets]
-            for path in gone:
+            return tuple(
+                Superfluous(str(path.relative_to(self.public)), path.stat().st_size) for path in gone
+            )
+
+    def remove(self, paths: Iterable[str]) -> None:
+        """Remove published files, and directories that become empty.
+
+        Args:
+            paths: in ``public``.
+
+        Raises:
+            ReleaseRepositoryError: the disk refuses.
+        """
+        with self._faults(self.public):
+            for path in (self.public / name for name in paths):
                 path.unlink()
                 if path.parent != self._metadata:
                     with suppress(OSError):  # other versions are still in it
                         path.parent.rmdir()
-        return tuple(str(path.relative_to(self.public)) for path in gone)
 
     @contextmanager
     def _faults(self, path: Path) -> Iterator[None]:

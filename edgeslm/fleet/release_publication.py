@@ -14,6 +14,7 @@ from tuf.api.metadata import Metadata, MetaFile, Root, Snapshot, Targets, Timest
 from edgeslm.errors import MetadataFetchError, ReleaseRepositoryError, TrustError
 from edgeslm.fleet.release_files import TARGETS, TIMESTAMP, Published
 from edgeslm.fleet.release_metadata import next_version, sign_online, stamp
+from edgeslm.schema.agent_release import AgentInfo
 from edgeslm.schema.release import Lifetimes, ReleaseInfo
 from edgeslm.trust.clock import Clock
 from edgeslm.trust.fetch import DirectoryFetch, oversize
@@ -77,6 +78,7 @@ def try_out(
     public: Path,
     files: Mapping[str, bytes],
     releases: Iterable[ReleaseInfo],
+    agents: Iterable[AgentInfo] = (),
     *,
     clock: Clock,
 ) -> None:
@@ -87,6 +89,7 @@ def try_out(
         public: the published files.
         files: metadata files that would be new.
         releases: what has to be found in the next state.
+        agents: releases of the agent itself that have to be found in it.
         clock: of this machine.
 
     Raises:
@@ -103,6 +106,8 @@ def try_out(
         device.refresh()
         for info in releases:
             device.find(info.name, info.version)
+        for agent in agents:
+            device.find_agent(agent.version, agent.sha256)
 
 
 class _Overlay:

@@ -36,6 +36,7 @@ from tuf.api.metadata import (
     Role,
     Root,
     Snapshot,
+    TargetFile,
     Targets,
     Timestamp,
 )
@@ -44,7 +45,7 @@ from edgeslm.clock import utc_now
 from edgeslm.codec import describe
 from edgeslm.errors import MetadataFetchError, ReleaseRepositoryError, TrustError
 from edgeslm.fleet.release_drafts import Drafts, PendingRole
-from edgeslm.fleet.release_files import TARGETS, RepositoryFiles
+from edgeslm.fleet.release_files import TARGETS, RepositoryFiles, Superfluous
 from edgeslm.fleet.release_metadata import (
     RoleKeys,
     drop_unused_keys,
@@ -67,6 +68,7 @@ from edgeslm.fleet.release_targets import (
     stated_floors,
 )
 from edgeslm.models.package import check_package
+from edgeslm.schema.agent_release import is_agent_path
 from edgeslm.schema.base import is_identifier, version_key
 from edgeslm.schema.release import (
     FLOORS,
@@ -80,7 +82,7 @@ from edgeslm.schema.release import (
 )
 from edgeslm.trust.clock import Clock
 from edgeslm.trust.document import ROLE_PREFIX, signing_path
-from edgeslm.trust.releases import release_info, security_floor
+from edgeslm.trust.releases import agent_info, release_info, security_floor
 
 _DUE_SHARE = 0.25
 """A role is due when less than this share of its lifetime is left."""
@@ -113,6 +115,21 @@ class RoleExpiry:
     expires_at: datetime
     offline: bool
     due: bool
+
+
+@dataclass(frozen=True)
+class RoleKeyIds:
+    """The keys of a role.
+
+    Attributes:
+        keyids: of its keys.
+        threshold: how many of them have to sign.
+        paths: what is delegated to it; nothing for a top-level role.
+    """
+
+    keyids: tuple[str, ...]
+    threshold: int
+    paths: tuple[str, ...]
 
 
 class ReleaseRepository:
@@ -192,6 +209,8 @@ class ReleaseRepository:
         found = []
         for role, metadata in published.items():
             for target in metadata.signed.targets.values():
+                if is_agent_path(target.path):
+                    continue
                 info = release_info(role, target)
                 floor = security_floor(role, metadata.signed, info.name)
                 found.append(ReleaseTarget(role=role, info=info, floor=floor))
@@ -237,6 +256,20 @@ class ReleaseRepository:
             for role, signed, lifetime in roles
         ]
         return tuple(sorted(found, key=lambda item: item.expires_at))
+
+    def keyids(self) -> frozenset[str]:
+        """Ids of all keys that a published role has, or a pending one will have.
+
+        Raises:
+            ReleaseRepositoryError: the disk refuses.
+            MetadataError: a file of the repository is damaged.
+        """
+        with self._drafts() as drafts:
+            roots = [drafts.published.root, drafts.root]
+            targets = [drafts.published.targets.get(TARGETS), drafts.targets.get(TARGETS)]
+        found = {keyid for root in roots if root for keyid in root.signed.keys}
+        delegations = [item.signed.delegations for item in targets if item]
+        return frozenset(found | {keyid for item in delegations if item for keyid in item.keys})
 
     # --- changing what is released ---
 
@@ -522,8 +555,18 @@ class ReleaseRepository:
         with self._drafts() as drafts:
             return self._publish(drafts, None, {}, signers)
 
+    def superfluous(self) -> tuple[Superfluous, ...]:
+        """Files that neither the published state nor what is pending names.
+
+        Raises:
+            ReleaseRepositoryError: the disk refuses.
+            MetadataError: a file of the repository is damaged.
+        """
+        with self._drafts() as drafts:
+            return self._superfluous(drafts)
+
     def prune(self) -> tuple[str, ...]:
-        """Remove files that neither the published state nor what is pending names; returns their paths.
+        """Remove what is :meth:`superfluous`; returns the paths.
 
         A device that is just fetching one of them has to begin again.
 
@@ -532,19 +575,43 @@ class ReleaseRepository:
             MetadataError: a file of the repository is damaged.
         """
         with self._drafts() as drafts:
-            published = drafts.published
-            metadata = {f"{item.signed.version}.{role}.json" for role, item in published.targets.items()}
-            if published.snapshot:
-                metadata.add(f"{published.snapshot.signed.version}.snapshot.json")
-            files = {
-                path
-                for role, item in [*published.targets.items(), *drafts.targets.items()]
-                for target in item.signed.targets.values()
-                for path in release_info(role, target).paths
+            gone = tuple(file.path for file in self._superfluous(drafts))
+            self._files.remove(gone)
+            return gone
+
+    def role_keys(self) -> dict[str, RoleKeyIds]:
+        """The keys of every published role, and of those to which the targets delegate.
+
+        Raises:
+            ReleaseRepositoryError: nothing is published yet, or the disk refuses.
+            MetadataError: a file of the repository is damaged.
+        """
+        with self._drafts() as drafts:
+            roles: dict[str, Role] = dict(drafts.published.require_root().signed.roles)
+            targets = drafts.published.targets.get(TARGETS)
+            delegations = targets.signed.delegations if targets is not None else None
+            roles |= (delegations.roles or {}) if delegations is not None else {}
+            return {
+                name: RoleKeyIds(
+                    tuple(role.keyids), role.threshold, tuple(getattr(role, "paths", None) or ())
+                )
+                for name, role in roles.items()
             }
-            return self._files.keep_only(metadata, files)
 
     # --- a publication ---
+
+    def _superfluous(self, drafts: Drafts) -> tuple[Superfluous, ...]:
+        published = drafts.published
+        metadata = {f"{item.signed.version}.{role}.json" for role, item in published.targets.items()}
+        if published.snapshot:
+            metadata.add(f"{published.snapshot.signed.version}.snapshot.json")
+        files = {
+            path
+            for role, item in [*published.targets.items(), *drafts.targets.items()]
+            for target in item.signed.targets.values()
+            for path in _file_paths(role, target)
+        }
+        return self._files.others(metadata, files)
 
     def _publish(
         self,
@@ -563,11 +630,15 @@ class ReleaseRepository:
             trusted = files["1.root.json"]
         try:
             added = [
-                release_info(role, target)
+                (role, target)
                 for role, metadata in targets.items()
                 for target in metadata.signed.targets.values()
             ]
-            try_out(trusted, self.public, files, added, clock=self._clock)
+            packages = [
+                release_info(role, target) for role, target in added if not is_agent_path(target.path)
+            ]
+            agents = [agent_info(target) for _, target in added if is_agent_path(target.path)]
+            try_out(trusted, self.public, files, packages, agents, clock=self._clock)
         except (TrustError, MetadataFetchError) as error:
             waiting = [f"{item.role} {item.version}" for item in drafts.status() if item.missing]
             raise ReleaseRepositoryError(
@@ -593,3 +664,8 @@ class ReleaseRepository:
     def _drafts(self) -> Iterator[Drafts]:
         with self._files.locked():
             yield Drafts(self._files, self._clock())
+
+
+def _file_paths(role: str, target: TargetFile) -> tuple[str, ...]:
+    """Where all files of a release lie, be it of a package or of the agent."""
+    return agent_info(target).paths if is_agent_path(target.path) else release_info(role, target).paths

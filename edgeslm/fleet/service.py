@@ -1,4 +1,4 @@
-"""Answers devices: first contact, reports of identity, presence. Run by ``fleet serve``.
+"""Answers devices: first contact, reports of identity, presence, descriptions. Run by ``fleet serve``.
 
 What always holds: messages are handled one after another, in a thread of its own, those that wait together in one
 transaction; what one of them breaks is undone for it alone; the answer leaves after the transaction is on the disk.
@@ -26,6 +26,7 @@ from edgeslm.clock import utc_now
 from edgeslm.errors import CodecError, EdgeslmError, TopicError
 from edgeslm.fleet.broker import Broker
 from edgeslm.fleet.certificates import Issuer, Outcome, carry_on_renaming, take_presence, take_report
+from edgeslm.fleet.descriptions import take_info
 from edgeslm.fleet.enrolment import Decision, carry_on, settle, take_request
 from edgeslm.fleet.store.database import Store
 from edgeslm.link.port import Link, Message
@@ -108,6 +109,7 @@ class EnrolmentService:
                 (topics.enrol_filter(fleet), 1),
                 (topics.fleet_filter(fleet, "identity"), 1),
                 (topics.fleet_filter(fleet, "availability"), 1),
+                (topics.fleet_filter(fleet, "info"), 1),
             ],
         )
         self._thread.start()
@@ -218,6 +220,9 @@ class EnrolmentService:
             return take_report(
                 session, issuer, topic.device, message.payload, now, is_retained=message.retain
             )
+        if topic.channel == "info":
+            take_info(session, topic.device, message.payload, now)
+            return Outcome()
         try:
             state = codec.decode(Availability, message.payload, max_bytes=1024).state
         except CodecError:

@@ -38,8 +38,9 @@ from edgeslm.errors import ReleaseRepositoryError, SigningKeyError
 from edgeslm.files import read_bounded, replace_file
 from edgeslm.fleet.release_metadata import parse
 from edgeslm.schema.assignment import Assignment
-from edgeslm.trust.assignment import body, payload
+from edgeslm.schema.remote_config import RemoteConfig
 from edgeslm.trust.decisions import Limits
+from edgeslm.trust.document import body, payload
 
 PASSPHRASE_VARIABLE = "EDGESLM_PASSPHRASE"  # noqa: S105 - the name of a variable
 MIN_PASSPHRASE_BYTES = 12
@@ -241,6 +242,17 @@ def sign_assignment(assignment: Assignment, signers: Sequence[Signer]) -> bytes:
     """
     signed = payload(assignment)
     return body(assignment, [signer.sign(signed) for signer in signers])
+
+
+def sign_remote_config(config: RemoteConfig, signers: Sequence[Signer]) -> bytes:
+    """The document of `config`, signed.
+
+    Args:
+        config: what the device should run with.
+        signers: the keys to which the signing of its assignments is delegated.
+    """
+    signed = payload(config)
+    return body(config, [signer.sign(signed) for signer in signers])
 
 
 def next_seq(last: int, now: datetime) -> int:

@@ -51,13 +51,6 @@ class AssignedRelease(WireModel):
     force: bool = False
 
 
-class AssignedConfig(WireModel):
-    """The configuration to run with, which travels elsewhere."""
-
-    version: Annotated[int, Field(ge=1)]
-    sha256: Sha256
-
-
 class UpdateWindow(WireModel):
     """When the device may begin to change; outside of it, it waits."""
 
@@ -93,7 +86,6 @@ class Assignment(WireModel):
     issued_at: UtcSeconds
     expires_at: UtcSeconds
     releases: dict[Identifier, AssignedRelease] = Field(default_factory=dict, max_length=MAX_ASSIGNED)
-    config: AssignedConfig | None = None
     budget: BudgetText | None = None
     window: UpdateWindow | None = None
 

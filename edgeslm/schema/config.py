@@ -15,6 +15,8 @@ from edgeslm.schema.message import MAX_BODY_BYTES
 from edgeslm.schema.power import MetersConfig
 from edgeslm.schema.update import UpdatePolicy
 
+BROKER_RELEASES = "mqtt:"
+NO_RELEASES = "none"
 RuntimeChoice = Literal["auto", "ai-edge-litert", "tflite-runtime"]
 
 _MODEL_REFERENCE = re.compile(r"^(builtin:[a-z0-9-]{1,64}|[^\x00]{1,4096})$")
@@ -85,8 +87,9 @@ class UpdatesConfig(FileModel):
     """How a device of a fleet follows its assignments.
 
     Attributes:
-        releases: the release repository: an ``http://`` or ``https://`` address, or a directory. Without one nothing is
-            updated.
+        releases: the release repository: an ``http://`` or ``https://`` address, a directory, ``mqtt:`` for the
+            fleet's own over the broker, or ``none`` to be left as it is. By default a device that belongs to a fleet
+            takes ``mqtt:``.
         sources: who is asked for files before the repository: addresses of caches in the local network, or
             directories.
         is_metered: the way to the repository costs by the byte.

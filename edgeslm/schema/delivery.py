@@ -19,6 +19,8 @@ from edgeslm.schema.package import MAX_PACKAGE_BYTES
 BLOCK_BYTES = 2**16
 MAX_BLOCKS = MAX_PACKAGE_BYTES // BLOCK_BYTES
 MAX_REQUESTED_RUNS = 64
+MAX_METADATA_BYTES = 2 * 2**20
+"""Of one file of metadata of a release repository that travels over MQTT."""
 
 MeteredRule = Literal["allow", "delta", "refuse"]
 
@@ -139,3 +141,24 @@ class BlockRefusal(WireModel):
 
     v: Literal[1] = 1
     error: ErrorBody
+
+
+class MetadataRequest(WireModel):
+    """A device asks for a part of the file of metadata that its topic names.
+
+    Attributes:
+        id: chosen by the device for one file; every answer repeats it, so that late ones are told apart.
+        offset: where the part begins.
+    """
+
+    v: Literal[1] = 1
+    id: Annotated[int, Field(ge=0, lt=2**63)]
+    offset: Annotated[int, Field(ge=0, le=MAX_METADATA_BYTES)] = 0
+
+
+class MetadataRefusal(WireModel):
+    """Instead of a part: why there is none."""
+
+    v: Literal[1] = 1
+    id: Annotated[int, Field(ge=0, lt=2**63)]
+    reason: Literal["missing", "unreadable"]

@@ -143,6 +143,7 @@ class IdentityReport(WireModel):
         serial: of the certificate in use.
         renew: the next certificate is due. It will be for the key that the fleet knows, so nobody else could use
             it: no request has to be signed for it.
+        has_root: it was given a root of the release repository; ``None`` from an agent that does not tell.
     """
 
     v: Literal[1] = 1
@@ -150,10 +151,17 @@ class IdentityReport(WireModel):
     machine: Machine
     agent: Printable
     renew: bool = False
+    has_root: bool | None = None
 
 
 class CertificateReply(WireModel):
-    """The next certificate of a device; a new name in it renames the device."""
+    """The next certificate of a device; a new name in it renames the device.
+
+    Attributes:
+        trust_root: root of the release repository, in base 64, for a device that joined before there was one. It
+            counts only where the certificate names its digest.
+    """
 
     v: Literal[1] = 1
     certificate: Pem
+    trust_root: Annotated[str, StringConstraints(max_length=MAX_TRUST_ROOT_CHARS)] | None = None

@@ -9,7 +9,8 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_vali
 
 from edgeslm.schema.base import FileModel, Identifier
 from edgeslm.schema.enrol import Host, Port, Printable
-from edgeslm.schema.message import DeviceState
+from edgeslm.schema.fleet_metrics import MetricsSettings
+from edgeslm.schema.message import DeviceState, MeterClass
 
 ApprovalMode = Literal["hand", "allow-list", "hook"]
 DeviceStanding = Literal["active", "revoked", "retired"]
@@ -17,6 +18,12 @@ ClaimState = Literal["open", "bound", "used", "revoked", "expired"]
 EnrolmentState = Literal["pending", "approved", "issued", "done", "rejected"]
 Finding = Literal["restored", "moved", "cloned"]
 """What is odd about a device's machine, worst last; see :mod:`edgeslm.fleet.machines`."""
+
+Tag = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$")]
+MAX_TAGS = 64
+"""Of one device."""
+MAX_NOTE_CHARS = 4000
+NoteText = Annotated[str, StringConstraints(pattern=r"^[^\x00-\x1f\x7f-\x9f]*$", max_length=MAX_NOTE_CHARS)]
 
 _Argument = Annotated[str, StringConstraints(min_length=1, max_length=4096)]
 
@@ -76,6 +83,7 @@ class FleetConfig(FileModel):
     Attributes:
         certificate_days: life of a device's certificate; a device that is off for longer has to join again.
         database: SQLAlchemy URL of the store; ``None`` is the SQLite file ``fleet.db`` beside this one.
+        metrics: how long what devices report is kept.
     """
 
     v: Literal[1] = 1
@@ -84,6 +92,7 @@ class FleetConfig(FileModel):
     certificate_days: Annotated[float, Field(gt=0, le=3650)] = 30
     approval: Approval = Approval()
     database: Annotated[str, StringConstraints(max_length=1000)] | None = None
+    metrics: MetricsSettings = MetricsSettings()
 
 
 class Record(BaseModel):
@@ -123,6 +132,45 @@ class DeviceRecord(Record):
     expires_at: datetime | None = None
 
 
+class DeviceFacts(DeviceRecord):
+    """One device with what it runs and should run: what queries ask about.
+
+    Attributes:
+        running: version by name of what it runs; a version may be one that is none.
+        assigned: version by name of what it should run.
+        runtime: what it computes with, as it says, such as ``ai-edge-litert 2.3.0``.
+        meter: how it knows energy.
+        budget: JSON of the power budget that is assigned to it.
+        quarantine: why its figures are not believed.
+        pin: why rollouts leave it alone.
+    """
+
+    running: dict[str, str] = Field(default_factory=dict)
+    assigned: dict[str, str] = Field(default_factory=dict)
+    runtime: str | None = None
+    meter: MeterClass | None = None
+    budget: str | None = None
+    quarantine: str | None = None
+    pin: str | None = None
+
+
+class GroupRecord(Record):
+    """One group.
+
+    Attributes:
+        query: what finds its devices whenever it is used; ``None`` where they are named.
+        devices: those in use that are in it now.
+        idle: those that are in it and not in use.
+    """
+
+    name: str
+    query: str | None
+    devices: tuple[str, ...]
+    idle: tuple[str, ...] = ()
+    created_at: datetime
+    created_by: str
+
+
 class CertificateRecord(Record):
     """One certificate of a device."""
 
@@ -156,6 +204,57 @@ class EventRecord(Record):
     text: str
 
 
+class RunRecord(Record):
+    """A version that ran on a device; it runs still while there is no `until`."""
+
+    name: str
+    version: str
+    sha256: str | None
+    since: datetime
+    until: datetime | None
+
+
+class HistoryRecord(Record):
+    """Something in the life of a device.
+
+    Attributes:
+        source: an event, what a person did, what ran, a certificate, a machine, or a rollout that began.
+        kind: of the event, or the action; stable, for programs.
+        by: who did it, where it was somebody.
+    """
+
+    at: datetime
+    source: Literal["event", "action", "run", "certificate", "machine", "rollout"]
+    kind: str
+    severity: Literal["info", "warning", "error"] = "info"
+    by: str | None = None
+    text: str
+
+
+class FoundRecord(Record):
+    """Something that a search found.
+
+    Attributes:
+        kind: what it is.
+        name: of the device, group or claim; the subject of the event.
+        where: what of it matched.
+        text: what that says.
+    """
+
+    kind: Literal["device", "group", "claim", "event"]
+    name: str
+    where: str
+    text: str
+
+
+class DifferenceRecord(Record):
+    """Something in which two devices differ, or a device from what is assigned to it; ``None`` is nothing."""
+
+    what: str
+    one: str | None
+    other: str | None
+
+
 class DeviceDetail(Record):
     """All about one device, newest first."""
 
@@ -163,6 +262,14 @@ class DeviceDetail(Record):
     certificates: tuple[CertificateRecord, ...]
     machines: tuple[MachineRecord, ...]
     events: tuple[EventRecord, ...]
+
+
+class FullDetail(DeviceDetail):
+    """The same with what it runs and ran, and the groups that it is in."""
+
+    device: DeviceFacts
+    groups: tuple[str, ...] = ()
+    runs: tuple[RunRecord, ...] = ()
 
 
 class ClaimRecord(Record):

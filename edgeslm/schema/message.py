@@ -16,6 +16,7 @@ from edgeslm.schema.base import Identifier, RequestId, WireModel
 MAX_PROMPT_CHARS = 32_768
 MAX_BODY_BYTES = 262_144
 """Largest message body that is parsed at all."""
+MAX_CPU_FEATURES = 512
 
 Priority = Literal["high", "normal", "low"]
 Task = Literal["generate", "classify", "embed", "tensor"]
@@ -200,7 +201,12 @@ class ModelInfo(WireModel):
 
 
 class Info(WireModel):
-    """Retained self-description of a device."""
+    """Retained self-description of a device.
+
+    Attributes:
+        ram_mb: memory of the board in all, as the kernel counts it.
+        cpu_features: what its processor can do, in the kernel's words.
+    """
 
     v: Literal[1] = 1
     device: str
@@ -214,3 +220,11 @@ class Info(WireModel):
     max_queue: int
     max_body_bytes: int
     started_at: str
+    ram_mb: Annotated[int, Field(ge=1, lt=2**31)] | None = None
+    cpu_features: (
+        Annotated[
+            tuple[Annotated[str, StringConstraints(max_length=64)], ...],
+            Field(max_length=MAX_CPU_FEATURES, strict=False),
+        ]
+        | None
+    ) = None

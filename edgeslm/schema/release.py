@@ -11,10 +11,12 @@ from typing import Annotated, Literal
 
 from pydantic import AwareDatetime, Field, StringConstraints, TypeAdapter
 
+from edgeslm.schema.agent_release import MAX_BUILDS, AgentTarget
 from edgeslm.schema.assignment import Assignment
 from edgeslm.schema.base import FileModel, Identifier, SemanticVersion, Sha256, WireModel
 from edgeslm.schema.message import Task
 from edgeslm.schema.package import RuntimeKind
+from edgeslm.schema.remote_config import RemoteConfig
 
 MAX_DELTAS = 32
 MAX_RELEASE_BYTES = 2**40
@@ -149,6 +151,19 @@ class HeldRelease(FileModel):
     security_floor: SemanticVersion
 
 
+class WantedAgent(FileModel):
+    """A version of the agent itself, by one of its archives.
+
+    Attributes:
+        running: version that asks; ``allow_downgrade`` is what makes an older one than that acceptable.
+    """
+
+    version: SemanticVersion
+    sha256: Sha256
+    running: SemanticVersion
+    allow_downgrade: bool = False
+
+
 class CheckRequest(FileModel):
     """What the agent asks of a trust check.
 
@@ -158,6 +173,9 @@ class CheckRequest(FileModel):
         assignment: body of the assignment, where there is one to follow.
         last_seq: sequence number of the assignment followed last; 0 if none.
         held: what runs, by name.
+        configuration: a signed configuration to judge, where there is one.
+        last_config: version of the configuration taken up last; 0 if none.
+        agents: archives of the agent itself to find.
     """
 
     state_dir: str
@@ -167,6 +185,9 @@ class CheckRequest(FileModel):
     assignment: str | None = None
     last_seq: Annotated[int, Field(ge=0)] = 0
     held: dict[Identifier, HeldRelease] = Field(default_factory=dict)
+    configuration: str | None = None
+    last_config: Annotated[int, Field(ge=0)] = 0
+    agents: Annotated[tuple[WantedAgent, ...], Field(max_length=MAX_BUILDS)] = ()
 
 
 class Refusal(FileModel):
@@ -192,6 +213,15 @@ class CheckedRelease(FileModel):
     refused: Refusal | None = None
 
 
+class CheckedAgent(FileModel):
+    """One archive of the agent: the target to fetch, or why it is refused."""
+
+    version: SemanticVersion
+    sha256: Sha256
+    target: AgentTarget | None = None
+    refused: Refusal | None = None
+
+
 class CheckResult(FileModel):
     """What a trust check found.
 
@@ -203,6 +233,9 @@ class CheckResult(FileModel):
         assignment: the assignment, if it was accepted.
         assignment_refused: why it was not.
         releases: what it assigns, one by one.
+        configuration: the configuration, if it was accepted.
+        configuration_refused: why it was not.
+        agents: the archives of the agent that were asked for, one by one.
     """
 
     now: AwareDatetime
@@ -212,3 +245,6 @@ class CheckResult(FileModel):
     assignment: Assignment | None = None
     assignment_refused: Refusal | None = None
     releases: tuple[CheckedRelease, ...] = ()
+    configuration: RemoteConfig | None = None
+    configuration_refused: Refusal | None = None
+    agents: tuple[CheckedAgent, ...] = ()

@@ -243,6 +243,7 @@ class Reported(WireModel):
         epoch: changes when the device lost its journal, and with it the count.
         seq: rises with every report of an epoch.
         assignment: sequence number of the assignment that the device follows; 0 if none.
+        config: version of the fleet's configuration that is in force; ``None`` if none is.
     """
 
     v: Literal[1] = 1
@@ -251,3 +252,4 @@ class Reported(WireModel):
     seq: int
     assignment: int
     models: Annotated[tuple[ReportedModel, ...], Field(strict=False)]
+    config: int | None = None

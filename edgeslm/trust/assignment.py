@@ -21,7 +21,7 @@ from edgeslm.schema.assignment import MAX_ASSIGNMENT_BYTES, Assignment
 from edgeslm.trust.document import Kind, check_address, check_time, read_document
 
 ASSIGNMENT = Kind(
-    type="assignment",
+    name="assignment",
     model=Assignment,
     max_bytes=MAX_ASSIGNMENT_BYTES,
     format_error=AssignmentFormatError,
@@ -66,7 +66,7 @@ def verify_assignment(
     if assignment.seq < last_seq:
         raise ReplayedAssignmentError(
             "the assignment is older than the one followed last",
-            role=ASSIGNMENT.type, expected=f"at least {last_seq}", actual=str(assignment.seq),
+            role=ASSIGNMENT.name, expected=f"at least {last_seq}", actual=str(assignment.seq),
         )  # fmt: skip
     check_time(ASSIGNMENT, assignment, now)
     return assignment

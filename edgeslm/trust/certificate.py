@@ -6,13 +6,18 @@ out of that judgement, since the board's clock may say 1970; the broker, which k
 connection. The other way round, an authority's and a broker's certificate are valid from 1970 on
 (:mod:`edgeslm.fleet.ca`), and a device knows from its own certificate what time it is at least.
 
+A certificate also says by its digest which root of the release repository the fleet's authority gives to the device
+(:func:`root_name`), so that a root which came with it can be told from one that a broker made up.
+
 Left to others: where certificates lie (:mod:`edgeslm.trust.identity`), and issuing them (:mod:`edgeslm.fleet.ca`).
 """
 
 from __future__ import annotations
 
 import contextlib
+import re
 import ssl
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +27,7 @@ from edgeslm.schema.base import is_identifier
 
 _X509_V_FLAG_NO_CHECK_TIME = 0x200000
 """OpenSSL, X509_VERIFY_PARAM_set_flags(3); Python's ssl has no name for it."""
+_ROOT_NAME = re.compile(r"urn:edgeslm:root:sha256:([0-9a-f]{64})")
 RENEW_AFTER = 2 / 3
 """Share of a certificate's life after which the next one is asked for."""
 
@@ -34,6 +40,7 @@ class CertificateFacts:
         serial: serial number in hexadecimal.
         not_before_s: Unix time from which it is valid: the least that the time can be.
         not_after_s: Unix time until which it is valid.
+        root_sha256: digest of the root of the release repository that the device may begin with, if it names one.
     """
 
     fleet: str
@@ -41,6 +48,18 @@ class CertificateFacts:
     serial: str
     not_before_s: float
     not_after_s: float
+    root_sha256: str | None = None
+
+
+def root_name(root_sha256: str) -> str:
+    """The name by which a certificate vouches for a root: a URI among its alternative names."""
+    return f"urn:edgeslm:root:sha256:{root_sha256}"
+
+
+def root_named(uris: Iterable[str]) -> str | None:
+    """The digest of the root that a certificate with those URIs vouches for; the inverse of :func:`root_name`."""
+    found = [match[1] for match in map(_ROOT_NAME.fullmatch, uris) if match is not None]
+    return found[0] if len(found) == 1 else None
 
 
 def renewal_due(facts: CertificateFacts, now_s: float) -> bool:
@@ -72,6 +91,7 @@ def inspect(certificate: Path, key: Path, authority: Path) -> CertificateFacts:
             serial=str(found["serialNumber"]).lower().lstrip("0"),
             not_before_s=float(ssl.cert_time_to_seconds(found["notBefore"])),
             not_after_s=float(ssl.cert_time_to_seconds(found["notAfter"])),
+            root_sha256=root_named(name for kind, name in found.get("subjectAltName", ()) if kind == "URI"),
         )
     except (OSError, ValueError, KeyError) as error:  # ssl.SSLError is an OSError
         raise CertificateError(

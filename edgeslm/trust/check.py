@@ -1,4 +1,4 @@
-"""One trust check: refresh, judge the assignment, find what it assigns.
+"""One trust check: refresh, judge the assignment, find what it assigns; judge a configuration the same way.
 
 As a program (``python -m edgeslm.trust.check``) it serves a parent that shall not carry its libraries: one JSON
 object a line, the request first. While it works it asks the parent for files (``{"fetch": path, "max_bytes": n}``),
@@ -28,13 +28,22 @@ from edgeslm.errors import (
     TrustStateError,
 )
 from edgeslm.schema.assignment import AssignedRelease, Assignment
-from edgeslm.schema.release import CheckedRelease, CheckRequest, CheckResult, Refusal
+from edgeslm.schema.release import (
+    CheckedAgent,
+    CheckedRelease,
+    CheckRequest,
+    CheckResult,
+    Refusal,
+    WantedAgent,
+)
+from edgeslm.schema.remote_config import RemoteConfig
 from edgeslm.trust.assignment import verify_assignment
 from edgeslm.trust.clock import Clock
 from edgeslm.trust.fetch import Fetch, oversize
 from edgeslm.trust.releases import TrustedReleases
+from edgeslm.trust.remote_config import verify_remote_config
 from edgeslm.trust.storage import TrustStorage
-from edgeslm.trust.versions import check_version
+from edgeslm.trust.versions import check_agent_version, check_version
 
 MAX_REQUEST_BYTES = 131_072
 _MAX_REPLY_BYTES = 8 * 2**20
@@ -42,7 +51,7 @@ _REFUSALS = (TrustError, MetadataFetchError, TrustStateError)
 
 
 def check(request: CheckRequest, fetch: Fetch, *, clock: Clock = utc_now) -> CheckResult:
-    """Refresh what is trusted as far as it goes, then judge the assignment by what is trusted.
+    """Refresh what is trusted as far as it goes, then judge assignment and configuration by what is trusted.
 
     A refresh that fails is told and not the end: what was trusted before still decides, until it expires.
 
@@ -57,6 +66,7 @@ def check(request: CheckRequest, fetch: Fetch, *, clock: Clock = utc_now) -> Che
     """
     trusted = TrustedReleases(TrustStorage(Path(request.state_dir)), fetch, clock=clock)
     refresh_refused = assignment_refused = expires_at = assignment = None
+    configuration = configuration_refused = None
     releases: list[CheckedRelease] = []
     try:
         trusted.refresh()
@@ -66,12 +76,18 @@ def check(request: CheckRequest, fetch: Fetch, *, clock: Clock = utc_now) -> Che
         expires_at = trusted.state().expires_at
     except MetadataError as error:
         assignment_refused = refusal(error) if request.assignment is not None else None
+        configuration_refused = refusal(error) if request.configuration is not None else None
     if request.assignment is not None and expires_at is not None:
         try:
             assignment = _judged(request, request.assignment, trusted)
             releases = [_find(request, trusted, *item) for item in sorted(assignment.releases.items())]
         except TrustError as error:
             assignment_refused = refusal(error)
+    if request.configuration is not None and expires_at is not None:
+        try:
+            configuration = _judged_config(request, request.configuration, trusted)
+        except TrustError as error:
+            configuration_refused = refusal(error)
     return CheckResult(
         now=trusted.time.at,
         clock=trusted.time.source,
@@ -80,6 +96,9 @@ def check(request: CheckRequest, fetch: Fetch, *, clock: Clock = utc_now) -> Che
         assignment=assignment,
         assignment_refused=assignment_refused,
         releases=tuple(releases),
+        configuration=configuration,
+        configuration_refused=configuration_refused,
+        agents=tuple(_find_agent(trusted, wanted) for wanted in request.agents),
     )
 
 
@@ -101,6 +120,18 @@ def _judged(request: CheckRequest, body: str, trusted: TrustedReleases) -> Assig
     )
 
 
+def _judged_config(request: CheckRequest, document: str, trusted: TrustedReleases) -> RemoteConfig:
+    return verify_remote_config(
+        document.encode(),
+        trusted.targets,
+        fleet=request.fleet,
+        device=request.device,
+        device_key_sha256=request.device_key_sha256,
+        last_version=request.last_config,
+        now=trusted.time.at,
+    )
+
+
 def _find(
     request: CheckRequest, trusted: TrustedReleases, name: str, assigned: AssignedRelease
 ) -> CheckedRelease:
@@ -115,6 +146,16 @@ def _find(
     except _REFUSALS as error:
         return CheckedRelease(name=name, version=assigned.version, refused=refusal(error))
     return CheckedRelease(name=name, version=assigned.version, target=target)
+
+
+def _find_agent(trusted: TrustedReleases, wanted: WantedAgent) -> CheckedAgent:
+    version, sha256 = wanted.version, wanted.sha256
+    try:
+        target = trusted.find_agent(version, sha256)
+        check_agent_version(target, running=wanted.running, allow_downgrade=wanted.allow_downgrade)
+    except _REFUSALS as error:
+        return CheckedAgent(version=version, sha256=sha256, refused=refusal(error))
+    return CheckedAgent(version=version, sha256=sha256, target=target)
 
 
 # --- as a program -------------------------------------------------------------------------------------------

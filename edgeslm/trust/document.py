@@ -64,7 +64,7 @@ class Kind(Generic[DocumentT]):
     """A type of document.
 
     Attributes:
-        type: as it stands in the document.
+        name: of the type, as it stands in the document.
         model: its form.
         max_bytes: of its body.
         format_error: raised where it is no such document in its one form.
@@ -73,7 +73,7 @@ class Kind(Generic[DocumentT]):
         expired_error: where its time is over.
     """
 
-    type: str
+    name: str
     model: type[DocumentT]
     max_bytes: int
     format_error: type[TrustError]
@@ -127,16 +127,16 @@ def read_document(
     signed_bytes = canonical(signed)
     _check_signatures(kind, authority, signing_path(fleet, device), signed_bytes, signatures)
     # Asked before the schema, which would fill in what is missing.
-    if signed.get("type") != kind.type or signed.get("v") != 1:
+    if signed.get("type") != kind.name or signed.get("v") != 1:
         raise kind.format_error(
-            f"the {kind.type} is of a kind that this release does not know",
-            role=kind.type, expected=f"type {kind.type}, v 1",
+            f"the {kind.name} is of a kind that this release does not know",
+            role=kind.name, expected=f"type {kind.name}, v 1",
             actual=f"type {ascii(signed.get('type'))[:40]}, v {ascii(signed.get('v'))[:40]}",
         )  # fmt: skip
     try:
         return kind.model.model_validate_json(signed_bytes)
     except ValidationError as error:
-        raise kind.format_error(f"the {kind.type}: {describe(error)}", role=kind.type) from error
+        raise kind.format_error(f"the {kind.name}: {describe(error)}", role=kind.name) from error
 
 
 def check_address(
@@ -154,7 +154,7 @@ def check_address(
     ):
         if actual != expected:
             raise kind.foreign_error(
-                f"the {kind.type} is for another {what}", role=kind.type, expected=expected, actual=actual
+                f"the {kind.name} is for another {what}", role=kind.name, expected=expected, actual=actual
             )
 
 
@@ -166,36 +166,41 @@ def check_time(kind: Kind[DocumentT], document: Document, now: datetime) -> None
     """
     if now >= document.expires_at:
         raise kind.expired_error(
-            f"the {kind.type} has expired",
-            role=kind.type, expected=f"before {utc_text(document.expires_at)}", actual=utc_text(now),
+            f"the {kind.name} has expired",
+            role=kind.name, expected=f"before {utc_text(document.expires_at)}", actual=utc_text(now),
         )  # fmt: skip
 
 
 def _parts(kind: Kind[DocumentT], data: bytes) -> tuple[dict[str, object], dict[str, Signature]]:
     if len(data) > kind.max_bytes:
         raise kind.format_error(
-            f"the {kind.type} is longer than it may be",
-            role=kind.type, expected=f"at most {kind.max_bytes} bytes", actual=f"{len(data)} bytes",
+            f"the {kind.name} is longer than it may be",
+            role=kind.name, expected=f"at most {kind.max_bytes} bytes", actual=f"{len(data)} bytes",
         )  # fmt: skip
     try:
         value = parse_json(data)
         in_form = canonical(value) == data
     except ValueError as error:
-        raise kind.format_error(f"the {kind.type} is not plain JSON: {error}", role=kind.type) from error
+        raise kind.format_error(f"the {kind.name} is not plain JSON: {error}", role=kind.name) from error
     if not in_form:
-        raise kind.format_error(f"the {kind.type} is not written as canonical JSON", role=kind.type)
+        raise kind.format_error(f"the {kind.name} is not written as canonical JSON", role=kind.name)
     if not isinstance(value, dict) or value.keys() != {"signed", "signatures"}:
-        raise kind.format_error(f"the {kind.type} is not covered by its signatures as a whole", role=kind.type)
+        raise kind.format_error(
+            f"the {kind.name} is not covered by its signatures as a whole", role=kind.name
+        )
     signed, listed = value["signed"], value["signatures"]
     if not isinstance(signed, dict) or not isinstance(listed, list) or len(listed) > _MAX_SIGNATURES:
-        raise kind.format_error(f"the {kind.type} is not of the form of one", role=kind.type)
+        raise kind.format_error(f"the {kind.name} is not of the form of one", role=kind.name)
     try:
         signatures = [Signature.from_dict(item) for item in listed]
     except (KeyError, TypeError, AttributeError) as error:
-        raise kind.format_error(f"the {kind.type} has a signature that is none", role=kind.type) from error
+        raise kind.format_error(f"the {kind.name} has a signature that is none", role=kind.name) from error
+    if any(str(signature.signature) != str(signature.signature).lower() for signature in signatures):
+        # It would be as good in capitals, and the document would have a second form.
+        raise kind.format_error(f"the {kind.name} has a signature in capitals", role=kind.name)
     found = {str(signature.keyid): signature for signature in signatures}
     if len(found) != len(signatures):
-        raise kind.format_error(f"the {kind.type} has two signatures of one key", role=kind.type)
+        raise kind.format_error(f"the {kind.name} has two signatures of one key", role=kind.name)
     return signed, found
 
 
@@ -214,4 +219,4 @@ def _check_signatures(
     try:
         authority.verify_delegate(role, signed_bytes, signatures)
     except UnsignedMetadataError as error:
-        raise kind.signature_error(f"the {kind.type} is not signed: {error}", role=role) from error
+        raise kind.signature_error(f"the {kind.name} is not signed: {error}", role=role) from error

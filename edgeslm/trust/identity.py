@@ -9,7 +9,8 @@
     <dir>/<key>/ca.crt            the fleet's authority
     <dir>/<key>/certificate.pem   in use
     <dir>/<key>/candidate.pem     a newer one that has yet to prove itself
-    <dir>/<key>/root.json         root of the release repository to begin with, if the fleet gave one
+    <dir>/<key>/root.json         root of the release repository to begin with, if the fleet gave one; it is never
+                                  replaced
     <dir>/current                 symbolic link: the identity in use
     <dir>/boots.json              counts boots
     <dir>/.lock                   held while any of this changes
@@ -206,8 +207,16 @@ class IdentityStore:
             (identity.directory / CLAIM).unlink(missing_ok=True)
             sync_directory(identity.directory)
 
-    def stage(self, identity: Identity, certificate_pem: str) -> Identity | None:
+    def stage(
+        self, identity: Identity, certificate_pem: str, trust_root: bytes | None = None
+    ) -> Identity | None:
         """Put a newer certificate beside the one in use, to be tried; ``None`` if it is the one in use.
+
+        Args:
+            identity: in use.
+            certificate_pem: the newer one.
+            trust_root: root of the release repository that came with it. It is kept if the certificate names it and
+                there was none before: a root in use is replaced by roots that it signed alone.
 
         Raises:
             CertificateError: it is not of this key, authority and fleet, or older than the one in use. Nothing
@@ -226,6 +235,8 @@ class IdentityStore:
             except CertificateError:
                 (directory / CANDIDATE).unlink()
                 raise
+            if trust_root is not None and not identity.trust_root.exists():
+                _keep_root(candidate, trust_root)
             if candidate.facts == identity.facts:
                 (directory / CANDIDATE).unlink()
                 return None
@@ -318,6 +329,11 @@ def _new_key() -> tuple[bytes, bytes, str]:
         request.public_bytes(Encoding.PEM),
         hashlib.sha256(public).hexdigest(),
     )
+
+
+def _keep_root(candidate: Identity, root: bytes) -> None:
+    if hashlib.sha256(root).hexdigest() == candidate.facts.root_sha256:
+        replace_file(candidate.trust_root, root)
 
 
 def _applicant(directory: Path, claim: Claim) -> Applicant:

@@ -104,6 +104,12 @@ class MqttFetch:
         self._deadline_s = deadline_s
         self._now = now
         self._answers: Queue[tuple[str, bytes]] = Queue(16)
+        self._is_closed = False
+
+    def close(self) -> None:
+        """End what is under way, from any thread; nothing is fetched any more."""
+        self._is_closed = True
+        self.offer("", b"")  # wakes who waits
 
     def offer(self, name: str, payload: bytes) -> None:
         """Take an answer about the file `name`, from any thread; never blocks."""
@@ -138,6 +144,8 @@ class MqttFetch:
         until_s = min(deadline_s, self._now() + self._silence_s)
         ask_at_s, retry_s = self._now(), self._retry_s
         while (now_s := self._now()) < until_s:
+            if self._is_closed:
+                raise MetadataFetchError(f"{path}: this device is about to stop", path=path)
             if now_s >= ask_at_s:
                 self._ask(name, request)
                 ask_at_s, retry_s = now_s + retry_s, 2 * retry_s

@@ -27,7 +27,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
-from pydantic import ValidationError
+from pydantic import TypeAdapter, ValidationError
 from tuf.api.metadata import MetaFile, Root, Snapshot, TargetFile, Targets, Timestamp
 
 from edgeslm.clock import utc_now
@@ -42,13 +42,22 @@ from edgeslm.errors import (
     ReleaseNotFoundError,
     TrustStateError,
 )
-from edgeslm.schema.base import is_identifier
+from edgeslm.schema.agent_release import (
+    AGENT_FLOOR_FIELD,
+    NO_AGENT_FLOOR,
+    AgentInfo,
+    AgentTarget,
+    agent_target_path,
+)
+from edgeslm.schema.base import SemanticVersion, is_identifier
 from edgeslm.schema.release import FLOORS, FLOORS_FIELD, NO_FLOOR, ReleaseInfo, ReleaseTarget, target_path
 from edgeslm.trust.clock import Clock, Remembered, TrustedTime, issued_time, trusted_time
 from edgeslm.trust.decisions import Decisions, Limits
 from edgeslm.trust.fetch import Fetch
 from edgeslm.trust.storage import ENROLLED, ROOT, TIMESTAMP, TrustStorage
 from edgeslm.trust.versions import highest
+
+_VERSION: TypeAdapter[str] = TypeAdapter(SemanticVersion)
 
 
 @dataclass(frozen=True)
@@ -214,6 +223,24 @@ class TrustedReleases:
             role="targets",
             hint="It was never released, or has been withdrawn",
         )
+
+    def find_agent(self, version: str, sha256: str) -> AgentTarget:
+        """The archive `sha256` of the agent itself in `version`. Only the top-level targets can vouch for code.
+
+        Raises:
+            ReleaseNotFoundError: they do not.
+            NoMetadataError: no state was ever accepted.
+            MetadataError: metadata is expired, or not to be trusted.
+            TrustStateError: the disk refuses.
+        """
+        found = self.targets.targets.get(agent_target_path(version, sha256))
+        if found is None:
+            raise ReleaseNotFoundError(
+                f"the release repository does not vouch for edgeslm {version} with sha256 {sha256}",
+                role="targets",
+                hint="It was never released, or has been withdrawn",
+            )
+        return AgentTarget(info=agent_info(found), floor=agent_floor(self.targets))
 
     # --- a refresh ---
 
@@ -426,6 +453,38 @@ def release_info(role: str, target: TargetFile) -> ReleaseInfo:
             f"{role}: {target.path} contradicts itself", role=role, expected=str(signed), actual=str(said)
         )
     return info
+
+
+def agent_info(target: TargetFile) -> AgentInfo:
+    """What the signer of `target` says about a release of the agent itself.
+
+    Raises:
+        MetadataFormatError: it is none, or contradicts itself.
+    """
+    try:
+        info = AgentInfo.model_validate_json(json.dumps(target.custom))
+    except ValidationError as error:
+        raise MetadataFormatError(f"targets: {target.path}: {describe(error)}", role="targets") from error
+    said = (agent_target_path(info.version, info.sha256), info.sha256, info.size_bytes)
+    signed = (target.path, target.hashes.get("sha256"), target.length)
+    if said != signed:
+        raise MetadataFormatError(
+            f"targets: {target.path} contradicts itself",
+            role="targets", expected=str(signed), actual=str(said),
+        )  # fmt: skip
+    return info
+
+
+def agent_floor(targets: Targets) -> str:
+    """The lowest version of the agent that the top-level targets call safe.
+
+    Raises:
+        MetadataFormatError: what they state is no version.
+    """
+    try:
+        return _VERSION.validate_python(targets.unrecognized_fields.get(AGENT_FLOOR_FIELD, NO_AGENT_FLOOR))
+    except ValidationError as error:
+        raise MetadataFormatError(f"targets: {AGENT_FLOOR_FIELD}: {describe(error)}", role="targets") from error
 
 
 def security_floor(role: str, targets: Targets, name: str) -> str:

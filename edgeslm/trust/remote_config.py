@@ -16,7 +16,7 @@ from edgeslm.schema.remote_config import MAX_REMOTE_CONFIG_BYTES, RemoteConfig
 from edgeslm.trust.document import Kind, check_address, check_time, read_document
 
 CONFIGURATION = Kind(
-    type="configuration",
+    name="configuration",
     model=RemoteConfig,
     max_bytes=MAX_REMOTE_CONFIG_BYTES,
     format_error=RemoteConfigError,
@@ -56,7 +56,7 @@ def verify_remote_config(
     if config.version <= last_version:
         raise RemoteConfigError(
             "the configuration is not newer than the one taken up last",
-            role=CONFIGURATION.type, expected=f"above {last_version}", actual=str(config.version),
+            role=CONFIGURATION.name, expected=f"above {last_version}", actual=str(config.version),
         )  # fmt: skip
     check_time(CONFIGURATION, config, now)
     return config

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from edgeslm.errors import DowngradeError, SecurityFloorError
+from edgeslm.schema.agent_release import AgentTarget
 from edgeslm.schema.base import version_key
 from edgeslm.schema.release import HeldRelease, ReleaseTarget
 
@@ -39,4 +40,31 @@ def check_version(target: ReleaseTarget, *, held: HeldRelease | None, allow_down
             f"{info.name} {info.version} is older than the {held.version} that runs",
             role=target.role, expected=f"at least {held.version}", actual=info.version,
             hint="Assign it with the downgrade allowed if it is meant",
+        )  # fmt: skip
+
+
+def check_agent_version(target: AgentTarget, *, running: str, allow_downgrade: bool) -> None:
+    """Refuse a version of the agent that must not replace the running one; the rules are those of packages.
+
+    Args:
+        target: the version.
+        running: the version that asks.
+        allow_downgrade: an older version than the running one is meant.
+
+    Raises:
+        SecurityFloorError: below the floor.
+        DowngradeError: older than what runs, and not meant.
+    """
+    version = target.info.version
+    floor = highest(target.floor, target.info.security_floor)
+    if version_key(version) < version_key(floor):
+        raise SecurityFloorError(
+            f"edgeslm {version} is below the security floor {floor}",
+            role="targets", expected=f"at least {floor}", actual=version,
+        )  # fmt: skip
+    if version_key(version) < version_key(running) and not allow_downgrade:
+        raise DowngradeError(
+            f"edgeslm {version} is older than the {running} that runs",
+            role="targets", expected=f"at least {running}", actual=version,
+            hint="Ask for it with the downgrade allowed if it is meant",
         )  # fmt: skip

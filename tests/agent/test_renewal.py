@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import sys
-import threading
 import time
 from collections.abc import Iterator
 from datetime import timedelta
@@ -16,8 +17,10 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 from benchmarks.update_fleet_rig import AGENT, FleetRig, Listener, fleet_rig, wait_for
 from edgeslm import codec
 from edgeslm.agent.renewal import Renewal
+from edgeslm.errors import FleetError
 from edgeslm.fleet import registry
 from edgeslm.fleet.ca import read_request
+from edgeslm.fleet.certificates import Issuer
 from edgeslm.fleet.enrolment import take_request
 from edgeslm.link.broker import find_mosquitto
 from edgeslm.link.mqtt import MqttLink
@@ -62,7 +65,7 @@ class Agent:
 
     def __init__(self, rig: FleetRig, identity: Identity, *, wall_clock: float | None = None) -> None:
         self.store = rig.identities(identity.facts.device)
-        self.renamed = threading.Event()
+        self.told: list[str] = []
         self.events = Listener()
         config = identity.broker_config(BrokerConfig(session_expiry_s=300))
         self.link = MqttLink(config, "agent")
@@ -74,7 +77,7 @@ class Agent:
             config=config,
             open_link=MqttLink,
             publish=self.link.publish,
-            on_renamed=self.renamed.set,
+            on_changed=self.told.append,
             wall_clock=time.time if wall_clock is None else lambda: wall_clock,
             trial_timeout_s=1.0,
         )
@@ -208,7 +211,8 @@ def test_a_device_that_is_renamed_says_so_once_it_has_its_new_name(rig: FleetRig
         assert agent.run_until(lambda: agent.store.is_settled(identity))
         with rig.store.write() as session:
             registry.rename_device(session, "green", "galley", "kitchen", actor="anna", now=rig.now())
-        assert agent.run_until(agent.renamed.is_set)
+        assert agent.run_until(lambda: agent.told)
+        assert "kitchen" in agent.told[0]
         assert agent.current().facts.device == "kitchen"
     finally:
         agent.stop()
@@ -217,6 +221,91 @@ def test_a_device_that_is_renamed_says_so_once_it_has_its_new_name(rig: FleetRig
     with rig.operator([("edgeslm/v1/green/galley/#", 1)]) as operator:
         operator.publish("edgeslm/v1/green/galley/cancel", b"{}")
         assert [message.topic for message in operator.events.messages if message.retain] == []
+
+
+class Roots:
+    """A fleet's root to come."""
+
+    def __init__(self, rig: FleetRig) -> None:
+        self.newest: bytes | None = None
+        rig.issuer = Issuer(rig.config, rig.authority, lambda: self.newest)
+
+
+def test_a_device_that_joined_before_there_was_a_repository_gets_its_root_with_the_next_certificate() -> None:
+    with fleet_rig() as rig:
+        roots = Roots(rig)
+        identity = joined_days_ago(rig, "early", 5)
+        agent = Agent(rig, identity)
+        try:
+            with rig.service():
+                assert agent.run_until(lambda: agent.store.is_settled(identity))
+                assert agent.current().facts.root_sha256 is None
+            roots.newest = b"the first root"
+            with rig.service():
+                assert agent.run_until(lambda: agent.told)
+                assert "root" in agent.told[0]
+                renewed = agent.current()
+                assert renewed.trust_root.read_bytes() == b"the first root"
+                assert renewed.facts.root_sha256 == hashlib.sha256(b"the first root").hexdigest()
+                assert wait_for(lambda: len(show(rig, "early").certificates) == 2)
+            # A device that has one follows the roots after it by itself, and is given no other.
+            roots.newest = b"the second root"
+            with rig.service() as service:
+                agent.renewal.connected()
+                assert agent.run_until(lambda: service.wait_connected(0))
+                assert not agent.run_until(lambda: len(agent.told) > 1, timeout_s=1.0)
+            assert len(show(rig, "early").certificates) == 2
+            assert renewed.trust_root.read_bytes() == b"the first root"
+        finally:
+            agent.stop()
+
+
+def test_a_repository_that_cannot_be_read_keeps_no_device_from_its_next_certificate() -> None:
+    def unreadable() -> bytes | None:
+        raise FleetError("the disk refuses", path="root.json")
+
+    with fleet_rig() as rig:
+        identity = joined_days_ago(rig, "old", 21)
+        rig.issuer = Issuer(rig.config, rig.authority, unreadable)
+        agent = Agent(rig, identity)
+        try:
+            with rig.service():
+                assert agent.run_until(lambda: agent.current().facts.serial != identity.facts.serial)
+                assert agent.current().facts.root_sha256 is None
+        finally:
+            agent.stop()
+
+
+def test_a_device_that_joins_has_a_root_and_needs_no_other_certificate(rig: FleetRig) -> None:
+    with fleet_rig(trust_root=b"a root") as made, made.service():
+        identity = made.join("late")
+        assert identity.facts.root_sha256 == hashlib.sha256(b"a root").hexdigest()
+        agent = Agent(made, identity)
+        try:
+            assert agent.run_until(lambda: agent.events.connections == 1 and agent.events.published)
+            assert len(show(made, "late").certificates) == 1
+        finally:
+            agent.stop()
+
+
+@pytest.mark.parametrize("root", [b"made up by a broker", b"", None], ids=["made-up", "empty", "none"])
+def test_a_root_that_the_certificate_does_not_name_is_not_trusted(rig: FleetRig, root: bytes | None) -> None:
+    name = f"wary-{'none' if root is None else len(root)}"
+    identity = joined_days_ago(rig, name, 5)
+    agent = Agent(rig, identity)
+    try:
+        request = read_request(identity.request_pem())
+        for vouched in (None, hashlib.sha256(b"the right one").hexdigest()):
+            issued = rig.authority.issue_device(
+                request, "green", name, rig.now(), timedelta(days=30), root_sha256=vouched
+            )
+            carried = None if root is None else base64.b64encode(root).decode()
+            agent.renewal.take(codec.encode(CertificateReply(certificate=issued.pem, trust_root=carried)))
+            agent.renewal.stop()
+            assert not identity.trust_root.exists()
+        assert agent.told == []
+    finally:
+        agent.stop()
 
 
 def _devices(rig: FleetRig) -> list[registry.DeviceRecord]:
@@ -235,7 +324,7 @@ def test_a_device_that_is_not_connected_reports_later(rig: FleetRig) -> None:
         config=identity.broker_config(),
         open_link=MqttLink,
         publish=sent.append,
-        on_renamed=lambda: None,
+        on_changed=lambda why: None,
     )
     renewal.tick()
     assert sent == [], "the first look is on connecting"

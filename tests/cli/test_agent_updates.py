@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
 import sys
 import threading
 import time
@@ -25,8 +26,10 @@ from edgeslm.cli.wiring import as_member, build_agent, find_identity, parse_agen
 from edgeslm.delivery.files import FileBlob
 from edgeslm.delivery.http_server import PackageServer
 from edgeslm.delivery.mqtt_source import BlockService
+from edgeslm.fleet.certificates import Issuer
+from edgeslm.fleet.distribution import Distribution
 from edgeslm.fleet.enrolment import take_request
-from edgeslm.fleet.registry import need_device
+from edgeslm.fleet.registry import need_device, rename_device
 from edgeslm.fleet.release_metadata import RoleKeys
 from edgeslm.fleet.releases import ReleaseRepository
 from edgeslm.fleet.signing import sign_assignment
@@ -34,11 +37,12 @@ from edgeslm.link.broker import find_mosquitto
 from edgeslm.link.mqtt import MqttLink
 from edgeslm.link.port import Message
 from edgeslm.schema.assignment import AssignedRelease, Assignment
-from edgeslm.schema.config import AgentConfig
+from edgeslm.schema.config import BROKER_RELEASES, AgentConfig
 from edgeslm.schema.enrol import EnrolRequest, Machine
 from edgeslm.schema.update import Reported, ReportedModel, UpdatePolicy
 from edgeslm.trust.claim import proof_key, seal
 from edgeslm.trust.identity import Identity
+from edgeslm.trust.mqtt_fetch import MqttFetch
 
 pytestmark = pytest.mark.skipif(find_mosquitto() is None, reason="mosquitto is not installed")
 
@@ -271,6 +275,43 @@ def test_blocks_come_over_the_broker_where_nothing_else_has_them(
     assert end.sent_bytes < 1.1 * world.new.path.stat().st_size
 
 
+@contextmanager
+def distribution(world: World, rig: FleetRig) -> Iterator[Distribution]:
+    """What a fleet's own service gives out, at the broker of the rig."""
+    config = rig.fleet.operator_config()
+    with Distribution(rig.store, world.repository, FLEET, config, "releases", host="127.0.0.1") as made:
+        assert made.wait_connected(10)
+        yield made
+
+
+@pytest.mark.parametrize("releases", [BROKER_RELEASES, None], ids=["asked-for", "by-default"])
+def test_a_device_that_reaches_nothing_but_the_broker_gets_all_of_an_update_over_it(
+    world: World, rig: FleetRig, releases: str | None
+) -> None:
+    name = "far-barn" if releases else "far-stable"
+    with distribution(world, rig), running(world, rig, name, releases=releases) as device:
+        assert not list((device.config.state_dir / "trust").glob("*.targets.json"))
+        device.assign(world.new, 1)
+        device.wait(lambda: device.is_settled_at("1.1.0"))
+        assert device.serves() == "1.1.0"
+        assert list((device.config.state_dir / "trust").glob("*.targets.json"))
+
+
+def test_a_device_waits_for_a_fleet_that_does_not_answer_and_goes_on_when_it_does(
+    world: World, rig: FleetRig, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    caplog.set_level("INFO", "edgeslm.agent.following")
+    monkeypatch.setitem(MqttFetch.__init__.__kwdefaults__, "silence_s", 2.0)
+    with running(world, rig, "far-cellar", releases=BROKER_RELEASES) as device:
+        device.assign(world.new, 1)
+        device.wait(lambda: any("an assignment is refused" in text for text in caplog.messages))
+        assert device.serves() == "1.0.1"
+        with distribution(world, rig):
+            device.stop()
+            device.start()
+            device.wait(lambda: device.serves() == "1.1.0")
+
+
 def sha256s(*releases: Release) -> tuple[str, ...]:
     return tuple(release.target.info.sha256 for release in releases)
 
@@ -405,3 +446,59 @@ def test_a_signed_budget_is_kept_to_and_told(world: World, rig: FleetRig) -> Non
         device.assign(world.old, 2)
         device.wait(lambda: not kept.exists())
         assert power.steward is None
+
+
+@contextmanager
+def agent_process(config: AgentConfig, directory: Path) -> Iterator[subprocess.Popen[bytes]]:
+    """``edgeslm agent run`` with these settings; it writes into ``log`` beside them."""
+    file = directory / "agent.yaml"
+    settings = config.model_dump(mode="json", exclude_none=True, exclude={"device"})
+    file.write_text(json.dumps(settings))
+    command = [sys.executable, "-m", "edgeslm", "agent", "run", "--config", str(file)]
+    with (directory / "log").open("ab") as log:
+        process = subprocess.Popen(command, stderr=log, stdout=log)
+    try:
+        yield process
+    finally:
+        process.terminate()
+        process.wait(30)
+
+
+def test_a_device_takes_a_late_root_and_a_new_name_by_itself_without_being_started_again(
+    world: World, tmp_path: Path
+) -> None:
+    roots: list[bytes | None] = [None]
+    with fleet_rig(name=FLEET) as rig:
+        rig.issuer = Issuer(rig.config, rig.authority, lambda: roots[0])
+        with rig.service():
+            identity = rig.join("early")
+        assert not identity.trust_root.exists()
+        operator = rig.operator([(f"{topics.ROOT}/{FLEET}/#", 1)])
+        early = Device(world, rig, "early", identity, releases=None)
+
+        def heard(device: str, channel: str) -> list[bytes]:
+            topic = f"{topics.ROOT}/{FLEET}/{device}/{channel}"
+            return [item.payload for item in operator.events.messages if item.topic == topic]
+
+        try:
+            with agent_process(early.config, tmp_path) as process:
+                early.wait(lambda: heard("early", "info"))
+                assert not heard("early", "reported"), "it follows nothing yet"
+                roots[0] = world.repository.root_bytes()  # `release init`, and the service is started anew
+                with rig.service(), distribution(world, rig):
+                    early.wait(lambda: len(heard("early", "info")) >= 2)
+                    early.assign(world.new, 1)
+                    early.wait(lambda: early.heard("info") and early.serves() == "1.1.0")
+                    with rig.store.write() as session:
+                        rename_device(session, FLEET, "early", "late", actor="anna", now=rig.now())
+                    early.wait(
+                        lambda: heard("late", "info") and b"online" in heard("late", "availability")[-1]
+                    )
+                    assert json.loads(heard("late", "info")[-1])["models"][0]["version"] == "1.1.0"
+                assert process.poll() is None, "the same process all the time"
+        finally:
+            operator.close()
+            early.operator.close()
+    said = (tmp_path / "log").read_text()
+    assert said.count("beginning anew") == 2
+    assert "Traceback" not in said

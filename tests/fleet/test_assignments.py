@@ -126,6 +126,22 @@ def test_what_a_device_has_not_told_is_named_and_left_to_the_device() -> None:
         assert step.unchecked == ("agent", "runtime", "memory", "processor")
 
 
+def test_what_the_device_told_of_itself_counts_more_than_what_boards_of_its_type_have() -> None:
+    row = DeviceRow(name="kitchen", standing="active", key_sha256="0" * 64)
+    told = info().model_copy(update={"ram_mb": 900, "cpu_features": ("asimddp",)})
+    view = assignments.view_device(row, told, None, BOARDS)
+    assert plan_step(target(ram_mb=900, cpu_features=("asimddp",)), view).unchecked == ()
+    with pytest.raises(UpdateError, match="there are 900 MB at most"):
+        plan_step(target(ram_mb=901), view)
+    # The board's own facts stay true beside what the kernel lists.
+    known = sorted(BOARDS["pi-4b"].cpu_features)
+    assert plan_step(target(cpu_features=tuple(known)), view).unchecked == ()
+    host = assignments.view_device(row, told.model_copy(update={"board": "host"}), None, BOARDS)
+    assert plan_step(target(ram_mb=64, cpu_features=("asimddp",)), host).unchecked == ()
+    with pytest.raises(UpdateError, match="dotprod"):
+        plan_step(target(cpu_features=("dotprod",)), host)
+
+
 def test_an_older_version_has_to_be_meant_and_stays_above_the_floor() -> None:
     view = replace(VIEW, running={"lamp": Running("2.0.0", OLD)})
     with pytest.raises(DowngradeError):

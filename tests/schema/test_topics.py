@@ -113,6 +113,11 @@ def test_no_topic_is_built_of_what_is_no_identifier(bad: str, good: str) -> None
         lambda: topics.shared_subscription(bad, "x"),
         lambda: topics.fleet_filter(bad, "info"),
         lambda: topics.stream_filter(bad, "r"),
+        lambda: topics.command_filter(bad, "d"),
+        lambda: topics.command_filter("f", bad),
+        lambda: topics.commands_filter(bad, "bench", "1"),
+        lambda: topics.commands_filter("f", bad, "1"),
+        lambda: topics.event_filter(bad, "operation"),
         lambda: topics.enrol_filter(bad),
         lambda: topics.device_access(bad),
         lambda: topics.operator_access(bad),
@@ -132,6 +137,10 @@ def test_a_request_id_is_one_level_without_wildcards(request_id: str) -> None:
         topics.stream_filter("f", request_id)
     with pytest.raises(TopicError):
         topics.command_topic("f", "d", "bench", request_id)
+    with pytest.raises(TopicError):
+        topics.commands_filter("f", "bench", request_id)
+    with pytest.raises(TopicError):
+        topics.event_filter("f", request_id)
 
 
 @pytest.mark.parametrize("name", sorted(RESERVED_NAMES))
@@ -160,6 +169,15 @@ def _falls_under(topic: str, filters: tuple[str, ...]) -> bool:
         )
 
     return any(fits(one) for one in filters)
+
+
+@given(command_topics)
+def test_commands_and_what_answers_them_are_found_by_their_filters(topic: CommandTopic) -> None:
+    text = build(topic)
+    assert _falls_under(text, (topics.command_filter(topic.fleet, topic.device),))
+    assert _falls_under(text, (topics.commands_filter(topic.fleet, topic.op, topic.command_id),))
+    answer = topics.id_topic(topic.fleet, topic.device, "e", topics.OPERATION_EVENT)
+    assert _falls_under(answer, (topics.event_filter(topic.fleet, topics.OPERATION_EVENT),))
 
 
 @given(st.one_of(device_topics, id_topics, command_topics))

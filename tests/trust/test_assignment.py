@@ -19,12 +19,12 @@ from edgeslm.fleet.signing import next_seq, sign_assignment
 from edgeslm.schema.assignment import (
     MAX_ASSIGNMENT_BYTES,
     MAX_LIFETIME,
-    AssignedConfig,
     AssignedRelease,
     Assignment,
     UpdateWindow,
 )
-from edgeslm.trust.assignment import canonical, payload, verify_assignment
+from edgeslm.trust.assignment import verify_assignment
+from edgeslm.trust.document import canonical, payload
 
 NOW = datetime(2026, 12, 1, 13, tzinfo=UTC)
 TIMES = st.datetimes(datetime(2026, 1, 1), datetime(2090, 1, 1), timezones=st.just(UTC))
@@ -44,7 +44,6 @@ ASSIGNMENTS = st.builds(
     device_key_sha256=DIGESTS,
     seq=st.integers(1, 2**53 - 1),
     releases=st.dictionaries(NAMES, RELEASES, max_size=4),
-    config=st.none() | st.builds(AssignedConfig, version=st.integers(1), sha256=DIGESTS),
     budget=st.none() | st.from_regex(r"[ -~]{0,60}", fullmatch=True),
     window=st.none() | WINDOWS,
 )

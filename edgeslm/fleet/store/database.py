@@ -25,10 +25,10 @@ from sqlalchemy.exc import ArgumentError, NoSuchModuleError, SQLAlchemyError
 from sqlalchemy.orm import Session
 
 from edgeslm.errors import FleetError, FleetSetupError, FleetVersionError
-from edgeslm.fleet.store import metrics, registry, rollouts  # noqa: F401 - their tables
+from edgeslm.fleet.store import configs, metrics, registry, rollouts  # noqa: F401 - their tables
 from edgeslm.fleet.store.models import Base
 
-HEAD = "0004"
+HEAD = "0005"
 """The newest revision; a test compares it with the migrations."""
 _VERSION_TABLE = "alembic_version"
 _ADVISORY_LOCK = 0x65646765_736C6D00

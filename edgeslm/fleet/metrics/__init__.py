@@ -1,0 +1,1 @@
+"""What devices report, collected: judged, kept, rolled up, asked for."""
