@@ -11,6 +11,7 @@ _COMMANDS = {
         "edgeslm.cli.fleet_join:approve",
         "Let a waiting device join, or accept what is odd about one.",
     ),
+    "ask": ("edgeslm.cli.fleet_ask:ask", "Ask devices a prompt, and compare their answers."),
     "assign": ("edgeslm.cli.fleet_assign:assign", "Let a device run published releases."),
     "assignments": (
         "edgeslm.cli.fleet_assign:assignments_",

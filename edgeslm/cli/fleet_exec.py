@@ -159,7 +159,9 @@ def retry(model: str, yes: bool, dry_run: bool, **options: Any) -> None:
 
 
 @exec_.command("update-agent")
-@click.option("--version", required=True, help="Version of edgeslm, as released with fleet release add-agent.")
+@click.option(
+    "--version", required=True, help="Version of edgeslm, as released with fleet release add-agent."
+)
 @click.option("--allow-downgrade", is_flag=True, help="An older version than the running one is meant.")
 @yes_option
 @dry_run_option

@@ -181,6 +181,9 @@ def _self_test(parts: AgentParts) -> Operation:
             guest=_guest(parts),
             state_dir=parts.config.state_dir,
             meter=lambda: monitor.facts,
+            meter_age_s=lambda: (
+                None if monitor.interval is None else time.monotonic() - monitor.interval.end_s
+            ),
             vitals=lambda: monitor.vitals,
             certificate=lambda: _lifetime(parts),
             unsettled=lambda: _in_safe_mode(parts),

@@ -28,6 +28,7 @@ from edgeslm.errors import CodecError, EdgeslmError
 from edgeslm.fleet.ca import CertificateAuthority, CertificateRequest, certified_key, vouched_root
 from edgeslm.fleet.registry import device_row, note_event, note_fault, note_machine
 from edgeslm.fleet.store.models import CertificateRow, ClaimRow, DeviceRow, EnrolmentRow
+from edgeslm.fleet.store.rollouts import DesiredRow
 from edgeslm.schema.enrol import CertificateReply, IdentityReport
 from edgeslm.schema.fleet import FleetConfig
 
@@ -241,6 +242,10 @@ def _finish_rename(
         if certificate.name == former and certificate.revoked_at is None:
             certificate.revoked_at, certificate.reason = now, f"renamed to {device.name}"
     note_event(session, device.name, "renamed", f"was '{former}' before", now, device=device)
+    desired = session.get(DesiredRow, device.id)
+    if desired is not None:
+        # It is for the former name, so the device does not follow it: whoever renews assignments finds it due.
+        desired.expires_at = now
     return Outcome(broker_changed=True, forget=topics.retained_topics(issuer.config.name, former))
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from sqlalchemy import select
 
 from edgeslm import codec, topics
 from edgeslm.errors import DeviceStateError, UnknownDeviceError
@@ -22,6 +23,7 @@ from edgeslm.fleet.enrolment import Candidate, decide
 from edgeslm.fleet.service import ask_hook
 from edgeslm.fleet.store.database import Store, sqlite_url
 from edgeslm.fleet.store.models import EventRow
+from edgeslm.fleet.store.rollouts import DesiredRow
 from edgeslm.schema.enrol import CertificateReply, Claim, EnrolReply, EnrolRequest, IdentityReport, Machine
 from edgeslm.schema.fleet import Approval, DeviceDetail, FleetBroker, FleetConfig
 from edgeslm.trust.claim import proof_key, seal, unseal
@@ -588,6 +590,29 @@ def test_a_device_takes_its_new_name_with_its_next_certificate(desk: Desk) -> No
         ("kitchen", False),
     ]
     assert desk.names() == ["galley"]
+
+
+def test_what_is_assigned_under_the_former_name_is_due_to_be_assigned_anew(desk: Desk) -> None:
+    board = desk.join("kitchen")
+    with desk.store.write() as session:
+        row = registry.need_device(session, "kitchen")
+        session.add(
+            DesiredRow(
+                device_id=row.id,
+                seq=5,
+                body=b"{}",
+                issued_at=desk.now,
+                expires_at=desk.now + 7 * DAY,
+                renews=True,
+            )
+        )
+    rename(desk, "kitchen", "galley")
+    (outcome,) = desk.carry_on()
+    board.take(outcome)
+    board.report()
+    with desk.store.read() as session:
+        (kept,) = session.scalars(select(DesiredRow)).all()
+        assert kept.expires_at == desk.now
 
 
 def test_a_device_that_missed_its_new_name_gets_it_when_it_reports(desk: Desk) -> None:

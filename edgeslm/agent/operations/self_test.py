@@ -31,6 +31,9 @@ _BLOCK_BYTES: Final = 1 << 20
 _DISK_MB: Final = (200, 40)
 _MEMORY_MB: Final = (48, 16)
 """Below the first figure it warns, below the second it fails."""
+_STALE_S: Final = 60.0
+_FIRST_VALUE_S: Final = 10.0
+_LOOK_S: Final = 0.1
 _HOT_C: Final = 80.0
 _SLOW_S: Final = 2.0
 _ROUND_TRIP_S: Final = 15.0
@@ -54,7 +57,7 @@ class Subject:
     Attributes:
         guest: asks the served models.
         state_dir: where the agent keeps its files.
-        meter: of the meter in use.
+        meter: of the meter in use, and `meter_age_s` the seconds since it told something last.
         vitals: of the board.
         certificate: of the device; ``None`` where it has none.
         unsettled: models whose update is in safe mode, by name, with the reason.
@@ -64,6 +67,7 @@ class Subject:
     guest: Guest
     state_dir: Path
     meter: Callable[[], MeterFacts | None]
+    meter_age_s: Callable[[], float | None]
     vitals: Callable[[], Vitals]
     certificate: Callable[[], Lifetime | None]
     unsettled: Callable[[], Mapping[str, str]]
@@ -91,7 +95,7 @@ class SelfTest:
             ("clock", lambda: judge_clock(subject.wall_clock())),
             ("disk", self._disk),
             ("memory", lambda: judge_memory(subject.memory_kib("MemAvailable"))),
-            ("meter", lambda: judge_meter(subject.meter())),
+            ("meter", partial(self._meter, progress)),
             ("board", lambda: judge_board(subject.vitals())),
             ("certificate", lambda: judge_certificate(subject.certificate(), subject.wall_clock())),
             ("updates", lambda: judge_updates(subject.unsettled())),
@@ -123,6 +127,14 @@ class SelfTest:
                 yield _check(name, "fail", str(error))
             except (EdgeslmError, OSError) as error:
                 yield _check(name, "fail", str(error))
+
+    def _meter(self, progress: Progress) -> Check:
+        subject = self._subject
+        until_s = time.monotonic() + _FIRST_VALUE_S
+        # An agent that has just started has a meter, and its first value a moment later.
+        while subject.meter_age_s() is None and time.monotonic() < until_s and not progress.is_cancelled():
+            time.sleep(_LOOK_S)
+        return judge_meter(subject.meter(), subject.meter_age_s())
 
     def _disk(self) -> Check:
         return judge_disk(shutil.disk_usage(self._subject.state_dir).free // 2**20)
@@ -183,10 +195,12 @@ def judge_memory(available_kib: int | None) -> Check:
     return _check("memory", _below(free_mb, _MEMORY_MB), f"{free_mb} MB are free")
 
 
-def judge_meter(facts: MeterFacts | None) -> Check:
-    """The meter in use."""
-    if facts is None:
+def judge_meter(facts: MeterFacts | None, age_s: float | None) -> Check:
+    """The meter in use, which told something `age_s` seconds ago."""
+    if facts is None or age_s is None:
         return _check("meter", "fail", "nothing tells what the board draws")
+    if age_s > _STALE_S + facts.period_s:
+        return _check("meter", "fail", f"{facts.name} told nothing for {age_s:.0f} s")
     return _check("meter", "ok", f"{facts.name}, {facts.meter_class}")
 
 

@@ -138,6 +138,7 @@ class UpdateAgent:
         self._host = host
         self._healthy_within_s = healthy_within_s
         self._max_starts = max_starts
+        self._told = ""
 
     def begin(self, command: Command, progress: Progress) -> Step:
         """See ``Operation``."""
@@ -216,7 +217,7 @@ class UpdateAgent:
 
     def _take(self, operation: str, info: AgentInfo, installation: Installation, progress: Progress) -> Step:
         name = version_name(info.version, info.sha256)
-        installation.collect(keep=(name,))
+        _tidy(installation, keep=(name,))
         if installation.installed(name) is None:
             installation.check_room(info.size_bytes, info.installed_bytes)
 
@@ -251,7 +252,7 @@ class UpdateAgent:
             return self._done(trial, installation)
         if installation.current != trial.version:
             if trial.state != "trial":
-                installation.collect()
+                _tidy(installation)
                 raise OperationError(
                     f"{trial.version} did not hold: {trial.reason}; {trial.previous} runs again",
                     reason="rolled_back",
@@ -263,9 +264,10 @@ class UpdateAgent:
         served = [str(name) for name in memo.get("served", ())]
         missing = self._health.missing(served, progress.is_cancelled)
         if missing is not None:
-            progress.tell(
-                f"{trial.version} is on trial, start {trial.starts} of {trial.max_starts}: {missing}"
-            )
+            text = f"{trial.version} is on trial, start {trial.starts} of {trial.max_starts}: {missing}"
+            if text != self._told:
+                self._told = text
+                progress.tell(text)
             return Waiting(memo, _LOOK_S)
         installation.settle()
         progress.tell(f"{trial.version} is healthy and stays", 1.0)
@@ -282,7 +284,7 @@ class UpdateAgent:
         return Restart({**memo, "restarts": restarts})
 
     def _done(self, trial: Trial, installation: Installation) -> Step:
-        installation.collect()
+        _tidy(installation)
         return Done(
             {"version": trial.version, "was": trial.previous, "starts": trial.starts, "changed": True}
         )
@@ -293,6 +295,17 @@ def _arguments(command: Command) -> UpdateAgentArgs:
         return UpdateAgentArgs.model_validate(dict(command.args))
     except ValidationError as error:
         raise OperationError(f"the arguments are none: {describe(error)}", reason="refused") from error
+
+
+def _tidy(installation: Installation, keep: Sequence[str] = ()) -> None:
+    """Remove what nobody goes to any more; what cannot be removed is no reason for anything."""
+    try:
+        gone = installation.collect(keep)
+    except InstallationError as error:
+        log.warning("cannot tidy up: %s", error)
+    else:
+        if gone:
+            log.info("removed %s", ", ".join(gone))
 
 
 def _said(refusal: Refusal | None) -> str:
