@@ -63,7 +63,7 @@ _FORWARDED = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, sign
 
 @dataclass(frozen=True)
 class Trial:
-    """The last change of version.
+    """The last change of version. Launchers outlive versions: a field may be added, and none ever left out.
 
     Attributes:
         id: of the operation that asked for it.

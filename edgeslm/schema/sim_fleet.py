@@ -115,7 +115,7 @@ class SimulatedGroup(FileModel):
         name: they are called ``<name>-0001`` and so on.
         board: type of board, by the name of its file.
         conditions: what acts on the boards: supply, sun, air, work; a name that ``edgeslm sim scenarios`` lists.
-        models: version that runs at the beginning, by name.
+        models: version that runs at the beginning, by name; what a name begins with has nothing to be compared with.
         meter: how energy is known; ``None`` is not at all.
         prompts_per_h: prompts that each device answers.
         profile: what they are set up to do.
@@ -126,7 +126,7 @@ class SimulatedGroup(FileModel):
     count: Annotated[int, Field(ge=1, le=MAX_SIMULATED)]
     board: Identifier = "pi-4b"
     conditions: Identifier = "desk"
-    models: Annotated[dict[Identifier, SemanticVersion], Field(min_length=1, max_length=8)]
+    models: Annotated[dict[Identifier, SemanticVersion], Field(max_length=32)]
     meter: MeterClass | None = "measured"
     noise: Noise = Noise()
     link: SimulatedLink = SimulatedLink()
@@ -216,7 +216,7 @@ class FleetSummary(BaseModel):
         changes: devices by the state of their latest change to a release, as ``name@version state``; who committed it
             and has yet to show that it serves well is ``on probation``.
         faults: devices by why that did not go on.
-        counts: what happened so far, see :class:`edgeslm.sim.fleet_loop.Counts`.
+        counts: what happened so far, see :class:`edgeslm.sim.fleet_peer.Counts`.
         refused: assignments that devices did not follow; `why_refused` tells of one.
         reasons: why connections ended or did not come to be, by how often.
     """

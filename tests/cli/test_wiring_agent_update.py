@@ -97,10 +97,11 @@ class TestAnArchiveComes:
 
     def test_not_over_a_link_that_costs(self, released: tuple[Path, AgentInfo], tmp_path: Path):
         public, info = released
-        with PackageServer(public_files(public)) as server, pytest.raises(DeliveryPolicyError) as found:
-            far = HttpSource(server.url)
-            settings = UpdatesConfig(delivery=SHORT, is_metered=True)
-            taken(FetchedAgents(Fetcher(tmp_path), settings, server.url, lambda: far), info)
+        settings = UpdatesConfig(delivery=SHORT, is_metered=True)
+        with PackageServer(public_files(public)) as server:
+            agents = FetchedAgents(Fetcher(tmp_path), settings, server.url, lambda: HttpSource(server.url))
+            with pytest.raises(DeliveryPolicyError) as found:
+                taken(agents, info)
         assert found.value.retry_after_s is not None
 
     def test_not_when_it_is_not_wanted_any_more(self, released: tuple[Path, AgentInfo], tmp_path: Path):

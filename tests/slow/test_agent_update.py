@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import sysconfig
+import threading
 import time
 from collections.abc import Callable, Iterator
 from datetime import timedelta
@@ -197,3 +198,32 @@ def test_it_goes_to_what_is_good_and_back_from_what_is_not(world: World):
         Wishes(timeout_s=PATIENCE_S, keep=True),
     )
     assert (refused[0].state, "does not vouch" in refused[0].text) == ("refused", True)
+
+
+def test_a_device_that_is_killed_half_way_goes_on_where_it_was(world: World):
+    archive, found = world.archive("0.1.0")
+    world.installation.adopt(world.installation.build(archive, "0.1.0", found.sha256))
+    world.release("0.1.1")
+    world.publish()
+    world.start()
+    world.wait(lambda: world.runs() == "0.1.0", "0.1.0 is online")
+    outcomes: list[Outcome] = []
+    asking = threading.Thread(target=lambda: outcomes.append(world.update("0.1.1")))
+    asking.start()
+
+    def told(text: str) -> bool:
+        return any(text in body.decode() for body in world.heard("e/operation"))
+
+    def kill_and_start() -> None:
+        assert world.process is not None
+        world.process.kill()
+        world.process.wait()
+        world.start()
+
+    for text in ("installing", "is on trial"):
+        world.wait(lambda text=text: told(text), text)
+        kill_and_start()
+    asking.join(PATIENCE_S)
+    assert [outcome.state for outcome in outcomes] == ["done"], (outcomes, world.log.read_text()[-3000:])
+    world.wait(lambda: world.runs() == "0.1.1", "0.1.1 is online")
+    assert world.installation.current == f"0.1.1-{world.builds['0.1.1'].sha256[:8]}"
