@@ -111,15 +111,6 @@ def open_model(
     return load_model(installed, runtime, threads or choose_board(None).threads, store_dir / CACHE_NAME)
 
 
-def read_agent_config(path: Path, overrides: dict[str, Any]) -> AgentConfig:
-    """The configuration file at `path` with `overrides` (from flags and environment) on top.
-
-    Raises:
-        ConfigError: unreadable, no YAML, an unknown key or a wrong value, each named.
-    """
-    return parse_agent_config(load_settings(path), overrides, str(path))
-
-
 def load_settings(path: Path) -> dict[str, Any]:
     """What stands in the configuration file at `path`.
 
