@@ -178,6 +178,8 @@ def metrics(
         if chart or as_csv or out is not None or step is not None:
             raise UsageError("--before-after gives a table, or --json")
         figures = [FIGURES[name] for name in names]
+        if window % timedelta(days=1):
+            note("what follows the time of day, such as draw, is compared fairly over whole days only")
         with opened_metrics(fleet) as store, fleet.store.read() as session:
             changes = report.compare_around(
                 session,

@@ -181,8 +181,9 @@ def serve(
     keys_dir: Path | None,
     passphrase_file: Path | None,
 ) -> None:
-    """Answer devices until SIGTERM or Ctrl-C: first contact, renewal of certificates, presence, releases;
-    and collect what they report.
+    """Answer devices until SIGTERM or Ctrl-C: first contact, renewal of certificates, presence, releases.
+
+    What they report on themselves is collected (`fleet metrics`).
 
     While it does not run, devices that have joined work on; new ones wait.
     """

@@ -104,6 +104,7 @@ def _draw_energy(axes: Axes, rows: Sequence[EnergyRow], *, daily: bool) -> None:
 
 
 def tidy(axes: Axes) -> None:
+    """Lines across for reading values off, and no frame."""
     axes.grid(axis="y", color="#dddddd", linewidth=0.6)
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)

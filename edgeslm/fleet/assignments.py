@@ -277,6 +277,11 @@ def reported_key(device_id: int) -> str:
     return f"{_REPORTED}/{device_id}"
 
 
+def assigned_key(device_id: int) -> str:
+    """Under which a device's last assignment is kept."""
+    return f"{_ASSIGNED}/{device_id}"
+
+
 def last_reported(session: Session, row: DeviceRow) -> Reported | None:
     """What a device reported last, as far as it was collected."""
     fact = session.get(FactRow, f"{_REPORTED}/{row.id}")

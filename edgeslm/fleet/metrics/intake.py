@@ -54,6 +54,8 @@ STRIKES: Final = 3
 STRIKES_WITHIN_S: Final = 3600.0
 GARBLED: Final = 20
 """Reports that cannot be read, within :data:`STRIKES_WITHIN_S`, that are an event of the device."""
+MOST_OF_ONE: Final = 1000
+"""Messages of one device in one batch; a device that was away brings two hundred, and one that floods the rest."""
 MAX_REPORT_BYTES: Final = 65_536
 _MOST_MODELS: Final = 64
 _MOST_PARTS: Final = 1024
@@ -64,7 +66,16 @@ _DETAIL_CHARS: Final = 300
 _GOOD_NEWS: Final = frozenset({"budget_available", "meter_restored"})
 
 Fate = Literal[
-    "taken", "garbled", "impossible", "repeated", "unknown", "quarantined", "undated", "lost", "events"
+    "taken",
+    "garbled",
+    "impossible",
+    "repeated",
+    "unknown",
+    "quarantined",
+    "flooded",
+    "undated",
+    "lost",
+    "events",
 ]
 _KINDS: Final[Mapping[str, type[Metrics]]] = {
     "m/power": PowerMetrics,
@@ -89,9 +100,10 @@ class _Turn:
     batch: Batch = field(default_factory=Batch)
     last: dict[tuple[int, str], Last] = field(default_factory=dict)
     counts: Counter[Fate] = field(default_factory=Counter)
+    sent: Counter[int] = field(default_factory=Counter)
     strikes: list[tuple[str, str]] = field(default_factory=list)
     garbled: list[tuple[str, str]] = field(default_factory=list)
-    events: list[Event] = field(default_factory=list)
+    events: list[tuple[str, str, str]] = field(default_factory=list)
 
 
 class Intake:
@@ -159,6 +171,12 @@ class Intake:
         if device.is_quarantined:
             turn.counts["quarantined"] += 1
             return
+        turn.sent[device.id] += 1
+        if turn.sent[device.id] > MOST_OF_ONE:
+            turn.counts["flooded"] += 1
+            if turn.sent[device.id] == MOST_OF_ONE + 1:
+                turn.events.append((name, "metrics-flood", f"more than {MOST_OF_ONE} messages at once"))
+            return
         try:
             if event_type is not None:
                 self._take_event(turn, name, device, event_type, payload)
@@ -166,10 +184,10 @@ class Intake:
                 self._take_report(turn, name, device, channel, payload)
         except CodecError as error:
             turn.counts["garbled"] += 1
-            turn.garbled.append((name, error.message))
+            turn.garbled.append((name, _plain(error.message)))
         except ImpossibleFigure as error:
             turn.counts["impossible"] += 1
-            turn.strikes.append((name, str(error)))
+            turn.strikes.append((name, _plain(str(error))))
 
     def _take_report(self, turn: _Turn, name: str, device: _Device, channel: str, payload: bytes) -> None:
         report = codec.decode(_KINDS[channel], payload, max_bytes=MAX_REPORT_BYTES)
@@ -224,9 +242,10 @@ class Intake:
             turn.counts["repeated"] += 1
             return
         figures = pydantic_core.to_json(event.figures).decode()
-        turn.batch.events.append((device.id, at_ms, kind, event.detail[:_DETAIL_CHARS], figures))
+        detail = _plain(event.detail[:_DETAIL_CHARS])
+        turn.batch.events.append((device.id, at_ms, kind, detail, figures))
         turn.counts["events"] += 1
-        turn.events.append(event)
+        turn.events.append((name, kind, detail))
 
     # --- devices --------------------------------------------------------------------------------------------
 
@@ -272,9 +291,7 @@ class Intake:
                 notes.append(
                     (name, "bad-metrics", f"{GARBLED} reports that cannot be read, the last: {reason}")
                 )
-        for event in turn.events:
-            if event.type not in _GOOD_NEWS:
-                notes.append((event.device, event.type, event.detail[:_DETAIL_CHARS]))
+        notes += [event for event in turn.events if event[1] not in _GOOD_NEWS]
         notes = [one for one in notes if self._is_due(one[0], one[1], now_s)]
         if not aside and not notes:
             return
@@ -304,6 +321,11 @@ class Intake:
 
 def _aside(device: _Device) -> _Device:
     return _Device(device.id, device.most_w, is_quarantined=True)
+
+
+def _plain(text: str) -> str:
+    """`text` without characters that a database may refuse: what one device writes must not stop a batch."""
+    return "".join(char if char.isprintable() else "?" for char in text)
 
 
 def _reaches(times_s: deque[float], count: int, now_s: float) -> bool:

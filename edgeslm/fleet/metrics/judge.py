@@ -49,6 +49,7 @@ _COLDEST_C: Final = -60.0
 _HOTTEST_C: Final = 150.0
 _MOST_TPS: Final = 1e6
 _MOST_COUNT: Final = 2**31
+_MOST_SEQ: Final = 2**53
 _MOST: Final = 1e15
 _TOLD_CHARS: Final = 40
 _LEAST_YEAR: Final = 1970
@@ -145,6 +146,8 @@ def judge(report: Metrics, device: str, last: Last | None, *, now_ms: int, oldes
     """
     _check_name(report.device, device)
     own_ms, seq = stamp_ms(report.at), report.seq
+    if seq >= _MOST_SEQ:
+        raise ImpossibleFigure("counts further than anybody can")
     if not math.isfinite(report.span_s) or report.span_s > LONGEST_SPAN_S:
         raise ImpossibleFigure(f"reports on {report.span_s:g} s at once")
     ahead_s = (own_ms - now_ms) / 1000
@@ -211,6 +214,7 @@ def check_power(report: PowerMetrics, most_w: float) -> None:
         _check_amount(f"energy_j of {share.cause[:_TOLD_CHARS]}", share.energy_j)
     for window in report.windows:
         _check_amount("used_j", window.used_j)
+        _check_amount("limit_j", window.limit_j)
         if not (window.limit_j > 0 and window.window_s > 0 and abs(window.left_share) < _MOST):
             raise ImpossibleFigure(f"has a budget of {window.limit_j:g} J in {window.window_s:g} s")
     battery = report.battery
@@ -223,6 +227,8 @@ def check_power(report: PowerMetrics, most_w: float) -> None:
 
 def _check_point(point: PowerPoint) -> None:
     low_w, mean_w, high_w = point.min_w, point.mean_w, point.max_w
+    if not abs(point.ago_s) <= LONGEST_SPAN_S:
+        raise ImpossibleFigure(f"tells its draw of {point.ago_s:g} s ago")
     # The figures are rounded by themselves, so the mean of a steady draw may lie just outside.
     if 0 <= low_w <= mean_w * 1.001 + 0.001 <= high_w * 1.002 + 0.003 < _MOST:
         return

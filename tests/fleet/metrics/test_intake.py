@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 import sys
 from collections.abc import Iterator
@@ -10,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from sqlalchemy import func, select
 
 sys.path.insert(0, str(Path(__file__).parents[3]))
@@ -17,7 +20,7 @@ sys.path.insert(0, str(Path(__file__).parents[3]))
 from benchmarks.fleet_metrics_load import FLEET, MODEL, add_devices, inference, power, reports, system
 from edgeslm import codec, topics
 from edgeslm.errors import FleetError
-from edgeslm.fleet.metrics.intake import GARBLED, STRIKES, Intake
+from edgeslm.fleet.metrics.intake import GARBLED, MOST_OF_ONE, STRIKES, Intake
 from edgeslm.fleet.metrics.store import MetricsStore
 from edgeslm.fleet.quarantine import quarantined, release
 from edgeslm.fleet.store.database import Store, sqlite_url
@@ -39,6 +42,7 @@ class World:
         self.metrics = MetricsStore(sqlite_url(directory / "metrics.db"))
         add_devices(self.store, ["kitchen", "cellar"], NOW)
         self.intake = self.anew()
+        self.number = 0
 
     def anew(self) -> Intake:
         return Intake(self.store, self.metrics, BOARDS, MetricsSettings())
@@ -176,6 +180,45 @@ def test_a_body_that_cannot_be_read_is_counted_and_keeps_nobody_else_from_counti
     assert world.aside() == {}
 
 
+_NUMBERS = st.one_of(
+    st.floats(),
+    st.sampled_from([0, -1, 2**31, 2**63, 2**64, 10**400, 1e300, -1e300, 5e-324]),
+    st.text(max_size=5),
+    st.none(),
+)
+
+
+@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_no_value_of_any_field_keeps_another_device_from_counting(world: World, data: st.DataObject) -> None:
+    sort = data.draw(st.sampled_from(["power", "inference", "system"]))
+    said = {"power": power, "inference": inference, "system": system}[sort]("kitchen", 0, NOW)
+    value = json.loads(codec.encode(said))
+    parts: list[Any] = [value]
+    while parts:
+        part = parts.pop()
+        keys = list(part) if isinstance(part, dict) else range(len(part))
+        for key in keys:
+            if isinstance(part[key], dict | list):
+                parts.append(part[key])
+            elif data.draw(st.integers(0, 9)) == 0:
+                part[key] = data.draw(_NUMBERS)
+    topic = topics.device_topic(FLEET, "kitchen", f"m/{sort}")  # type: ignore[arg-type]
+    before = world.intake.counts["taken"]
+    world.intake._strikes.clear()  # in quarantine nothing would be looked at
+    world.number += 1
+    other = power("cellar", world.number, NOW + world.number * SECOND)
+    world.intake.take([(topic, json.dumps(value).encode()), message(other)], NOW + timedelta(hours=1))
+    assert world.intake.counts["taken"] >= before + 1
+    world.metrics.roll_up()
+
+
+def test_an_event_s_text_that_no_database_takes_is_made_plain(world: World) -> None:
+    said = event("throttled").model_copy(update={"detail": "a\x00b\x1b[31m"})
+    world.send(said)
+    assert [row[0] for row in world.metrics.rows(select(EVENTS.c.detail))] == ["a?b?[31m"]
+
+
 def test_garbled_reports_never_lead_to_quarantine_but_to_one_event(world: World) -> None:
     topic = topics.device_topic(FLEET, "kitchen", "m/power")
     for _ in range(3):
@@ -206,6 +249,14 @@ def test_a_model_s_name_that_could_steer_a_terminal_is_refused(world: World) -> 
         inference("kitchen", 0, NOW, model="\x1b[31mred"), inference("kitchen", 1, NOW, model="m" * 500)
     )
     assert (world.intake.counts["garbled"], world.count("model")) == (2, 0)
+
+
+def test_a_device_that_floods_costs_the_others_nothing(world: World) -> None:
+    flood = [message(power("kitchen", seq, NOW + seq * SECOND)) for seq in range(MOST_OF_ONE + 50)]
+    world.intake.take([*flood, message(power("cellar", 0, NOW))], NOW + timedelta(hours=1))
+    assert (world.count(), world.count(device=2), world.intake.counts["flooded"]) == (MOST_OF_ONE, 1, 50)
+    with world.store.read() as session:
+        assert session.scalars(select(EventRow.kind)).all() == ["metrics-flood"]
 
 
 # --- quarantine ---------------------------------------------------------------------------------------------

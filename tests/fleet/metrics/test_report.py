@@ -66,7 +66,8 @@ class World:
                     ("m/system", system(name, minute, at, temperature_c=50.0 + place)),
                 ):
                     work.append((topics.device_topic(FLEET, name, channel), codec.encode(one)))  # type: ignore[arg-type]
-        self.intake.take(work, NOW)
+        for at in range(0, len(work), 600):
+            self.intake.take(work[at : at + 600], NOW)
         self.metrics.roll_up()
 
     def report(self, by: By = "device", *names: str, **values: Any) -> FiguresReport:
