@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 _UNITS_S = {"s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0}
 _SHOW_S = 2.0
 _POLL_S = 0.2
+_CONNECT_TIMEOUT_S = 10.0
 _KEPT = "simulated"
 
 
@@ -163,7 +164,7 @@ def _in_new_fleet(scenario: FleetScenario, *, preset: bool) -> Iterator[SimFleet
 @contextmanager
 def _in_fleet(fleet: Fleet, scenario: FleetScenario, *, preset: bool, retire: bool) -> Iterator[SimFleet]:
     from edgeslm.cli.fleet_setup import running_service  # noqa: PLC0415
-    from edgeslm.errors import FleetError  # noqa: PLC0415
+    from edgeslm.errors import FleetError, LinkError  # noqa: PLC0415
     from edgeslm.fleet.certificates import Issuer  # noqa: PLC0415
     from edgeslm.sim import fleet_joining as joining  # noqa: PLC0415
     from edgeslm.sim.fleet import SimFleet, make_devices  # noqa: PLC0415
@@ -176,6 +177,11 @@ def _in_fleet(fleet: Fleet, scenario: FleetScenario, *, preset: bool, retire: bo
         raise FleetError(f"{directory}: {error.strerror}", path=str(directory)) from error
     issuer = Issuer(fleet.directory.config, fleet.authority, fleet.directory.trust_root)
     with tempfile.TemporaryDirectory(prefix="edgeslm-sim-") as scratch, running_service(fleet) as service:
+        if not service.wait_connected(_CONNECT_TIMEOUT_S):
+            raise LinkError(
+                f"the fleet's broker cannot be reached: {service.reason}",
+                hint="Run it with: edgeslm fleet serve --broker",
+            )
         trust = trust_of(fleet.directory, scenario, Path(scratch) / "trust")
         devices = make_devices(scenario, fleet.directory.name, trust)
         stage = Stage(fleet.directory, fleet.store, issuer, fleet.broker, service)

@@ -21,8 +21,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
-from concurrent.futures import Future
-from concurrent.futures import TimeoutError as FutureTimeoutError
+from concurrent.futures import Future, wait
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -39,11 +38,13 @@ from edgeslm.schema.sim_fleet import FleetScenario, FleetSummary, OutageKind, Si
 from edgeslm.schema.update import Reported
 from edgeslm.sim.board import plant_of
 from edgeslm.sim.board_scenario import shipped_scenarios
-from edgeslm.sim.fleet_device import Plan, SimulatedDevice
+from edgeslm.sim.fleet_device import SimulatedDevice
 from edgeslm.sim.fleet_gate import Effects
 from edgeslm.sim.fleet_joining import Member
 from edgeslm.sim.fleet_link import Endpoint
-from edgeslm.sim.fleet_loop import Broker, FleetLoop, Peer
+from edgeslm.sim.fleet_loop import Broker, FleetLoop
+from edgeslm.sim.fleet_peer import Peer
+from edgeslm.sim.fleet_plan import Plan
 from edgeslm.sim.fleet_trust import Credulous, Trust
 from edgeslm.sim.fleet_update import Running
 
@@ -256,13 +257,12 @@ class SimFleet:
 
         self._loop.post(ask)
         deadline_s = time.monotonic() + _ASK_TIMEOUT_S
-        while time.monotonic() < deadline_s:
-            try:
-                return answer.result(_LOOK_S)
-            except FutureTimeoutError:
-                if not self._thread.is_alive() and not answer.done():
-                    return at()  # it ended meanwhile
-        raise LinkError("the simulated fleet gives no answer")
+        while not wait([answer], _LOOK_S).done:
+            if not self._thread.is_alive():
+                return at()  # it ended meanwhile
+            if time.monotonic() > deadline_s:
+                raise LinkError("the simulated fleet gives no answer")
+        return answer.result()
 
     def summary(self) -> FleetSummary:
         """How the fleet is now."""

@@ -244,16 +244,16 @@ def retire(session: Session, names: Iterable[str], *, actor: str, now: datetime)
 
 def _refuse_names_in_use(session: Session, devices: Sequence[SimulatedDevice]) -> None:
     """A simulated device must never take the place of a real one."""
-    names = {device.name for device in devices}
-    active = session.scalars(select(DeviceRow.name).where(DeviceRow.standing == "active"))
-    for name in active:
-        if name in names:
-            raise DeviceStateError(
-                f"'{name}' is a device of this fleet already",
-                name=name,
-                state="active",
-                hint="Call the group of the scenario something else, or retire the device: edgeslm fleet retire",
-            )
+    names = [device.name for device in devices]
+    used = select(DeviceRow.name).where(DeviceRow.name.in_(names), DeviceRow.standing == "active")
+    name = session.scalars(used.limit(1)).first()
+    if name is not None:
+        raise DeviceStateError(
+            f"'{name}' is a device of this fleet already",
+            name=name,
+            state="active",
+            hint="Call the group of the scenario something else, or retire the device: edgeslm fleet retire",
+        )
 
 
 def _keep(file: Path, key: ec.EllipticCurvePrivateKey, certificate_pem: str) -> Member:

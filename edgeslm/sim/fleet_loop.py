@@ -1,14 +1,15 @@
 """Drives the connections of thousands of simulated devices from one thread: one epoll, and one heap of moments.
 
 What always holds: nothing here waits but for the epoll; each device stands in the heap with the one moment at which it
-next has something to do, so a device that is silent costs nothing; who goes away when, and for how long, follows from
-the seed, while the order in which the network delivers does not.
+next has something to do, so a device that is silent costs nothing. The order in which the network delivers does not
+follow from the seed.
 
 A device whose network is cut works on, but says and hears nothing; its connection stays, until the broker misses it.
 What a device would say while it is away is lost, but for what it says of itself when it is back.
 
-Left to others: what devices say (:mod:`edgeslm.sim.fleet_device`), single connections (:mod:`edgeslm.sim.fleet_link`),
-and the thread (:mod:`edgeslm.sim.fleet`).
+Left to others: what devices say (:mod:`edgeslm.sim.fleet_device`), when they have something to do
+(:mod:`edgeslm.sim.fleet_peer`), single connections (:mod:`edgeslm.sim.fleet_link`), and the thread
+(:mod:`edgeslm.sim.fleet`).
 """
 
 from __future__ import annotations
@@ -23,22 +24,20 @@ import threading
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, Literal
+from typing import Final
 
 from edgeslm.agent.description import availability
 from edgeslm.errors import EdgeslmError, LinkError
 from edgeslm.link.connection import Waker
 from edgeslm.link.mqtt import LASTING_S, backoff_s
 from edgeslm.link.port import Message
-from edgeslm.schema.enrol import Claim
 from edgeslm.schema.sim_fleet import OutageKind
-from edgeslm.schema.update import UpdateState
-from edgeslm.sim.chance import share
-from edgeslm.sim.fleet_device import Now, SimulatedDevice
 from edgeslm.sim.fleet_joining import Joining
 from edgeslm.sim.fleet_link import Connection, Denied, Endpoint, Got, Happening, Opened, TlsContexts
+from edgeslm.sim.fleet_peer import LOOK_FOR_POWER_S, Counts, Peer
+from edgeslm.sim.fleet_plan import Now
 
 _LOG = logging.getLogger(__name__)
 
@@ -48,100 +47,8 @@ CONNECT_TIMEOUT_S: Final = 20.0
 SESSION_EXPIRY_S: Final = 86_400
 _TURN_S: Final = 0.5
 _FAREWELL_S: Final = 5.0
-_LOOK_FOR_POWER_S: Final = 60.0
-_PING_SHARE: Final = 0.75
 _MAX_EVENTS: Final = 512
 _MAX_REASONS: Final = 20
-_ARRIVE, _AWAY, _DROP, _OUTAGE, _BACKOFF = range(100, 105)
-"""What a number of chance is for; apart from those of a device's own."""
-
-Phase = Literal["waiting", "joining", "connecting", "online", "off", "cut", "rejected"]
-
-
-@dataclass(slots=True)
-class Counts:
-    """What happened so far.
-
-    Attributes:
-        connected: connections that the broker took,
-        lost: and that ended without our wish; `failed` never came so far.
-        joined: devices that got a certificate.
-        sent: messages that devices said, `received` those that they heard.
-        denied: messages that the broker did not let through.
-    """
-
-    connected: int = 0
-    lost: int = 0
-    failed: int = 0
-    joined: int = 0
-    sent: int = 0
-    received: int = 0
-    denied: int = 0
-
-
-@dataclass(slots=True)
-class Away:
-    """A time for which a device goes away; real seconds of the loop's clock.
-
-    Attributes:
-        during: it begins when an update enters this state, and lasts `for_s`.
-    """
-
-    kind: OutageKind
-    from_s: float
-    for_s: float
-    during: UpdateState | None = None
-
-
-@dataclass(slots=True, eq=False)
-class Peer:
-    """A device with its connection; for the loop's thread.
-
-    Attributes:
-        file: where its key and certificate lie, or will.
-        endpoint: where it connects; ``None`` while it has no certificate.
-        claim: that it joins with.
-        planned: when it will go away.
-        away: why it is away, until `away_until_s`.
-        due_s: the moment for which it stands in the heap.
-    """
-
-    device: SimulatedDevice
-    file: Path | None = None
-    endpoint: Endpoint | None = None
-    claim: Claim | None = None
-    planned: list[Away] = field(default_factory=list)
-    away: OutageKind | None = None
-    away_until_s: float = math.inf
-    away_since_s: float = 0.0
-    joining: Joining | None = None
-    rejected: str | None = None
-    connection: Connection | None = None
-    polled: int = 0
-    connect_at_s: float = math.inf
-    is_queued: bool = False
-    give_up_s: float = math.inf
-    opened_s: float = math.inf
-    failures: int = 0
-    drops: int = 0
-    drop_at_s: float = math.inf
-    delayed: deque[tuple[float, Sequence[Message]]] = field(default_factory=deque)
-    due_s: float = math.inf
-
-    @property
-    def phase(self) -> Phase:
-        """How it is, in a word."""
-        if self.rejected is not None:
-            return "rejected"
-        if self.away is not None:
-            return self.away
-        if not self.device.is_on:
-            return "off"
-        if self.endpoint is None:
-            return "joining"
-        if self.connection is None:
-            return "waiting"
-        return "online" if self.connection.phase == "open" else "connecting"
 
 
 @dataclass(frozen=True)
@@ -206,7 +113,8 @@ class FleetLoop:
         with select.epoll() as self._epoll:
             self._epoll.register(self._waker.fileno(), select.EPOLLIN)
             for peer in self.peers:
-                self._prepare(peer)
+                peer.plan(self._began_s, seed=self._seed, speed=self._speed, arrive_s=self._arrive_s)
+                self._reschedule(peer)
             try:
                 while not self._stopping:
                     self._turn(_TURN_S)
@@ -271,55 +179,12 @@ class FleetLoop:
 
     # --- moments ---
 
-    def _prepare(self, peer: Peer) -> None:
-        number, group = peer.device.number, peer.device.group
-        peer.connect_at_s = self._began_s + self._arrive_s * share(self._seed, number, _ARRIVE)
-        for place, outage in enumerate(group.outages):
-            if share(self._seed, number, _OUTAGE, place) < outage.share:
-                from_s = math.inf if outage.during is not None else self._began_s + outage.at_s / self._speed
-                for_s = math.inf if outage.for_s is None else outage.for_s / self._speed
-                peer.planned.append(Away(outage.kind, from_s, for_s, outage.during))
-        if peer.endpoint is None and peer.claim is None:
-            peer.rejected = "it has no certificate and no claim"
-        self._plan_drop(peer)
-        self._reschedule(peer)
-
-    def _plan_drop(self, peer: Peer) -> None:
-        link = peer.device.group.link
-        if link.drop_every_s is None:
-            return
-        drawn = share(self._seed, peer.device.number, _DROP, peer.drops)
-        peer.drops += 1
-        peer.drop_at_s = self._now.real_s - math.log(1.0 - drawn) * link.drop_every_s / self._speed
-
     def _reschedule(self, peer: Peer) -> None:
-        due_s = self._due_s(peer)
+        due_s = math.inf if self._stopping else peer.next_s(self._now, self._speed)
         if due_s != peer.due_s:
             peer.due_s = due_s
             if due_s < math.inf:
                 heapq.heappush(self._heap, (due_s, next(self._ticket), peer))
-
-    def _due_s(self, peer: Peer) -> float:
-        if peer.rejected is not None:
-            return math.inf
-        if peer.away is not None:
-            # A device whose network is cut works on.
-            works = peer.away == "cut" and peer.endpoint is not None
-            return min(peer.away_until_s, peer.device.due_s(self._now) if works else math.inf)
-        due_s = min((away.from_s for away in peer.planned), default=math.inf)
-        if not peer.device.is_on:
-            return min(due_s, self._now.real_s + _LOOK_FOR_POWER_S / self._speed)
-        due_s = min(due_s, peer.drop_at_s, peer.give_up_s)
-        if peer.connection is None:
-            if not peer.is_queued:
-                due_s = min(due_s, peer.connect_at_s)
-        elif peer.connection.phase == "open":
-            due_s = min(due_s, peer.connection.sent_s + _PING_SHARE * peer.device.group.link.keepalive_s)
-            if peer.joining is not None:
-                due_s = min(due_s, peer.joining.due_s)
-        if peer.delayed:
-            due_s = min(due_s, peer.delayed[0][0])
-        return due_s if peer.endpoint is None else min(due_s, peer.device.due_s(self._now))
 
     def _attend_due(self) -> bool:
         """Look after everybody whose moment has come; whether there was somebody."""
@@ -354,17 +219,16 @@ class FleetLoop:
             return
         if not peer.device.is_on:
             if peer.device.power_is_back(now):
-                peer.device.restarted(now, _LOOK_FOR_POWER_S)
+                peer.device.restarted(now, LOOK_FOR_POWER_S)
                 peer.connect_at_s = now.real_s
             return
         if now.real_s >= peer.give_up_s:
             raise LinkError("the broker does not answer")
         if now.real_s >= peer.drop_at_s:
-            self._plan_drop(peer)
+            outage_s = peer.plan_drop(now.real_s, seed=self._seed, speed=self._speed)
             if peer.connection is not None:
-                outage_s = -math.log(1.0 - share(self._seed, peer.device.number, _AWAY, peer.drops))
                 self._lost(peer, "dropped by the scenario")
-                peer.connect_at_s = now.real_s + outage_s * peer.device.group.link.outage_s / self._speed
+                peer.connect_at_s = now.real_s + outage_s
         if peer.connection is None and now.real_s >= peer.connect_at_s and not peer.is_queued:
             peer.is_queued = True
             self._to_connect.append(peer)
@@ -382,7 +246,7 @@ class FleetLoop:
             connection.send(peer.joining.ask(now_s), now_s)
         while peer.delayed and peer.delayed[0][0] <= now_s:
             connection.send(peer.delayed.popleft()[1], now_s)
-        if now_s >= connection.sent_s + _PING_SHARE * peer.device.group.link.keepalive_s:
+        if now_s >= peer.ping_at_s:
             connection.ping(now_s)
         self._repoll(peer)
 
@@ -551,14 +415,13 @@ class FleetLoop:
         self._drop(peer)
         peer.device.disconnected()
         peer.failures = 1 if lasted else peer.failures + 1
-        jitter = share(self._seed, peer.device.number, _BACKOFF, peer.failures)
-        peer.connect_at_s = self._now.real_s + backoff_s(peer.failures, jitter)
+        peer.connect_at_s = self._now.real_s + backoff_s(peer.failures, peer.jitter(self._seed))
 
     def _say_goodbye(self) -> None:
         deadline_s = time.monotonic() + _FAREWELL_S
         self._to_connect.clear()
         for peer in self.peers:
-            peer.planned, peer.rejected = [], peer.rejected or "the simulation ends"
+            peer.due_s = math.inf  # nothing is due any more, whatever stands in the heap
             if peer.connection is None:
                 continue
             if peer.connection.phase == "open" and peer.away is None:

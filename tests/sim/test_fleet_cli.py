@@ -16,13 +16,15 @@ from click.testing import CliRunner, Result
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-from benchmarks.update_fleet_rig import FleetRig, fleet_rig
+from benchmarks.update_fleet_rig import HOST, FleetRig, fleet_rig, free_ports
 from edgeslm.cli.sim import sim
 from edgeslm.cli.sim_fleet import span_s
 from edgeslm.clock import utc_now
 from edgeslm.fleet.certificates import take_presence
+from edgeslm.fleet.directory import create_fleet
 from edgeslm.fleet.registry import list_devices, retire_device, show_device
 from edgeslm.link.broker import find_mosquitto
+from edgeslm.schema.fleet import FleetBroker, FleetConfig
 from edgeslm.sim.fleet_scenario import shipped_fleets
 
 NEEDS_MOSQUITTO = pytest.mark.skipif(find_mosquitto() is None, reason="mosquitto is not installed")
@@ -116,6 +118,15 @@ def test_joining_a_fleet_is_asked_about_and_a_dry_run_joins_nothing(rig: FleetRi
     dry = invoke("fleet", "quiet", "--fleet-dir", directory, "--dry-run")
     assert (dry.exit_code, "100 simulated devices join" in dry.stderr) == (0, True)
     assert standings(rig) == {}
+
+
+def test_refuses_a_fleet_whose_broker_does_not_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("edgeslm.cli.sim_fleet._CONNECT_TIMEOUT_S", 0.2)
+    ports = free_ports(3)
+    broker = FleetBroker(host=HOST, port=ports[0], claim_port=ports[1], operator_port=ports[2])
+    create_fleet(tmp_path / "green", FleetConfig(name="green", broker=broker), passphrase=None, now=utc_now())
+    done = invoke("fleet", "quiet", "--fleet-dir", str(tmp_path / "green"), "--yes")
+    assert (done.exit_code, "edgeslm fleet serve --broker" in done.stderr) == (1, True)
 
 
 @NEEDS_MOSQUITTO

@@ -18,7 +18,8 @@ from edgeslm.schema.metrics import Event, InferenceMetrics, PowerMetrics, System
 from edgeslm.schema.sim_fleet import FleetScenario
 from edgeslm.schema.update import Reported
 from edgeslm.sim.fleet import make_devices
-from edgeslm.sim.fleet_device import Now, SimulatedDevice
+from edgeslm.sim.fleet_device import SimulatedDevice
+from edgeslm.sim.fleet_plan import Now
 from edgeslm.sim.fleet_trust import Credulous, Recipient, invented_digest
 
 WALL_S = datetime(2026, 12, 1, 12, tzinfo=UTC).timestamp()

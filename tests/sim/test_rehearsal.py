@@ -17,6 +17,7 @@ from edgeslm.link.broker import find_mosquitto
 from edgeslm.power.boards import load_boards
 from edgeslm.schema.assignment import AssignedRelease, Assignment
 from edgeslm.schema.sim_fleet import FleetSummary, ReleaseEffect
+from edgeslm.sim.fleet import make_devices, simulate_gate
 from edgeslm.sim.fleet_trust import invented_digest
 from edgeslm.sim.rehearsal import Copy, Stage, rehearse, scenario_of
 
@@ -43,11 +44,17 @@ def test_devices_that_are_alike_become_one_group_and_keep_their_names() -> None:
     assert (scenario.seed, scenario.speed, scenario.groups[0].tags) == (3, 10, ("home",))
 
 
-def test_refuses_to_rehearse_with_nobody_or_with_a_device_that_runs_nothing() -> None:
+def test_refuses_to_rehearse_with_nobody() -> None:
     with pytest.raises(ConfigError, match="no devices"):
         scenario_of([], [], seed=1, speed=1)
-    with pytest.raises(ConfigError, match="kitchen runs nothing"):
-        scenario_of([Copy("kitchen", "pi-4b")], [], seed=1, speed=1)
+
+
+def test_a_device_of_which_nothing_is_known_judges_a_release_by_its_answers_alone() -> None:
+    scenario, names = scenario_of([Copy("kitchen", None)], [], seed=1, speed=1)
+    (device,) = make_devices(scenario, "green", names=names)
+    change = simulate_gate(device, "lamp", "1.0.0").models[0].change
+    measured = [item.name for item in change.verdict.criteria if item.outcome != "not_measured"]
+    assert (device.name, change.state, measured) == ("kitchen", "committed", ["answers"])
 
 
 @NEEDS_MOSQUITTO
