@@ -6,12 +6,13 @@ what happens before what: a report that is late, a controller that dies between 
 
 from __future__ import annotations
 
+import atexit
 import functools
 import hashlib
 import json
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -23,9 +24,9 @@ from edgeslm import codec, topics
 from edgeslm.fleet.releases import ReleaseRepository
 from edgeslm.fleet.rollout import records
 from edgeslm.fleet.rollout.assigner import Assigner
+from edgeslm.fleet.rollout.beginning import NewMember, begin
 from edgeslm.fleet.rollout.controller import LEASE, Controller
 from edgeslm.fleet.rollout.lease import Lease
-from edgeslm.fleet.rollout.records import NewMember
 from edgeslm.fleet.rollout.views import show
 from edgeslm.fleet.store.database import Store, sqlite_url
 from edgeslm.fleet.store.models import DeviceRow
@@ -55,6 +56,7 @@ Behaviour = Literal["good", "worse", "false_fail", "crash", "inconclusive", "no_
 def _repository() -> Path:
     """Releases of ``lamp`` and ``fern``, made once; not to be changed."""
     directory = Path(tempfile.mkdtemp(prefix="edgeslm-releases-", dir=_memory()))
+    atexit.register(shutil.rmtree, directory, ignore_errors=True)
     made = Rig.__new__(Rig)
     made.directory, made.clock = directory, Clock(START)
     made.repository = ReleaseRepository.create(
@@ -76,13 +78,6 @@ def _repository() -> Path:
 
 def _memory() -> str | None:
     return "/dev/shm" if Path("/dev/shm").is_dir() else None  # noqa: S108 - none of this is about the disk
-
-
-def drop_repository() -> None:
-    """Remove the releases that were made."""
-    if _repository.cache_info().currsize:
-        shutil.rmtree(_repository().parent, ignore_errors=True)
-        _repository.cache_clear()
 
 
 # --- the broker ---------------------------------------------------------------------------------------------
@@ -345,7 +340,7 @@ class PaperFleet:
             for one in wave
         ]
         with self.store.write() as session:
-            return records.begin(session, found, release, members, actor="test", now=self.now)
+            return begin(session, found, release, members, actor="test", now=self.now)
 
     def show(self, rollout_id: int) -> RolloutView:
         """All about a rollout."""
@@ -425,6 +420,3 @@ def paper_fleet(boards: dict[str, str]) -> Iterator[PaperFleet]:
 def many(count: int, boards: Sequence[str] = ("pi-4b", "pi-3b")) -> dict[str, str]:
     """Names and types of board of `count` devices."""
     return {f"d{number:04}": boards[number % len(boards)] for number in range(count)}
-
-
-Step = Callable[[PaperFleet], None]

@@ -25,7 +25,7 @@ from edgeslm.cli.fleet_push_rehearsal import parse_effects, rehearse_push
 from edgeslm.cli.fleet_release_common import find_release, keys_option, open_repository
 from edgeslm.cli.fleet_rollout_common import carry_out, detail
 from edgeslm.cli.fleet_select import Selection, select_options
-from edgeslm.cli.output import json_option, print_json, printable, reporting_errors
+from edgeslm.cli.output import json_option, print_json, printable, reporting_errors, stopped_by_signals
 from edgeslm.clock import utc_now
 from edgeslm.codec import describe
 from edgeslm.errors import UsageError
@@ -212,16 +212,19 @@ def push(
         if as_json:
             print_json(view)
         return
-    from edgeslm.fleet.rollout.records import begin  # noqa: PLC0415
+    from edgeslm.fleet.rollout.beginning import begin  # noqa: PLC0415
 
-    with fleet.store.write() as session:
-        rollout_id = begin(session, plan, target.info, checked.members(), actor=fleet.actor, now=utc_now())
-    if detach:
-        _tell_detached(fleet, rollout_id, as_json=as_json)
-        return
-    if not as_json:
-        click.echo(f"rollout {rollout_id}")
-    carry_out(fleet, keys_dir, rollout_id, as_json=as_json)
+    with stopped_by_signals() as stop:
+        with fleet.store.write() as session:
+            rollout_id = begin(
+                session, plan, target.info, checked.members(), actor=fleet.actor, now=utc_now()
+            )
+        if detach:
+            _tell_detached(fleet, rollout_id, as_json=as_json)
+            return
+        if not as_json:
+            click.echo(f"rollout {rollout_id}")
+        carry_out(fleet, keys_dir, rollout_id, as_json=as_json, stop=stop)
 
 
 def plan_of(how: dict[str, Any]) -> RolloutPlan:
@@ -444,7 +447,7 @@ def _conditions(plan: RolloutPlan) -> str:
     )
     parts = [
         f"next wave after {plan.k} of each board passed" + (" and your approval" if plan.approve else ""),
-        f"silent after {timedelta(seconds=plan.deadline_s)}",
+        f"silent after {_span(plan.deadline_s)}",
         f"at most {failures} may fail",
     ]
     if plan.window is not None:
@@ -453,6 +456,13 @@ def _conditions(plan: RolloutPlan) -> str:
         "taken back where it is at fault" if plan.on_failure == "return" else "paused where it is at fault"
     )
     return "; ".join(parts)
+
+
+def _span(seconds: float) -> str:
+    for unit_s, name in ((86_400, "d"), (3600, "h")):
+        if seconds % unit_s == 0:
+            return f"{seconds / unit_s:.0f} {name}"
+    return f"{seconds / 60:.0f} min"
 
 
 def _tell_detached(fleet: Fleet, rollout_id: int, *, as_json: bool) -> None:

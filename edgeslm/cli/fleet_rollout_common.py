@@ -57,25 +57,42 @@ def running_controller(fleet: Fleet, keys_dir: Path | None) -> Iterator[Controll
         yield controller
 
 
-def carry_out(fleet: Fleet, keys_dir: Path | None, rollout_id: int, *, as_json: bool) -> None:
+def carry_out(
+    fleet: Fleet,
+    keys_dir: Path | None,
+    rollout_id: int,
+    *,
+    as_json: bool,
+    stop: threading.Event | None = None,
+) -> None:
     """Carry a rollout out in the foreground, and end with the exit code for how it went.
 
     Ctrl-C leaves it as it is, for ``fleet serve`` or ``fleet rollout resume`` to go on with.
+
+    Args:
+        stop: set by signals, where these are caught already.
     """
-    with running_controller(fleet, keys_dir) as controller:
-        if not controller.wait_connected(_CONNECT_S):
+    with ExitStack() as stack:
+        if stop is None:
+            stop = stack.enter_context(stopped_by_signals())
+        controller = stack.enter_context(running_controller(fleet, keys_dir))
+        if not stop.is_set() and not controller.wait_connected(_CONNECT_S):
             note(f"the broker is waited for: {controller.reason}")
-        follow(fleet, rollout_id, as_json=as_json)
+        follow(fleet, rollout_id, as_json=as_json, stop=stop)
 
 
-def follow(fleet: Fleet, rollout_id: int, *, as_json: bool) -> None:
+def follow(fleet: Fleet, rollout_id: int, *, as_json: bool, stop: threading.Event | None = None) -> None:
     """Show how a rollout goes until it ends or waits for the operator; then exit with the code for that.
+
+    Args:
+        stop: as for :func:`carry_out`.
 
     Raises:
         RolloutError: there is no such rollout.
     """
     with ExitStack() as stack:
-        stop = stack.enter_context(stopped_by_signals())
+        if stop is None:
+            stop = stack.enter_context(stopped_by_signals())
         show = shown_live(stack) if sys.stderr.isatty() else _as_lines(fleet, rollout_id)
         view = _until_it_rests(fleet, rollout_id, stop, show)
     if as_json:
@@ -170,7 +187,9 @@ def _as_lines(fleet: Fleet, rollout_id: int) -> Callable[[RolloutView], None]:
         with fleet.store.read() as session:
             lines = member_lines(session, rollout_id)
         for device, (status, text) in lines.items():
-            if told.get(device, "waiting") != status:
+            # Those that were never asked go together with the whole; of the others each is told.
+            is_left_out = status == "skipped" and view.phase in {"returning", "aborted"}
+            if told.get(device, "waiting") != status and not is_left_out:
                 click.echo(printable(f"{device}: {status}{f': {text}' if text else ''}"), err=True)
             told[device] = status
         now = headline(view)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import signal
+import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -146,6 +148,7 @@ def test_what_cannot_be_is_a_usage_error_in_one_line(world: World, arguments: li
 
 
 def test_pinned_devices_and_approval_and_what_is_shown(world: World) -> None:
+    (before,) = world.running()
     assert world.cli("pin", "three-0001", "--reason", "shown to guests").exit_code == 0
     told = world.push("lamp@1.3.0", "--waves", "2, 100%", "--approve", "--max-failures", "2")
     assert (told["phase"], told["wave"], told["passed"]) == ("waiting", 1, 2)
@@ -159,7 +162,7 @@ def test_pinned_devices_and_approval_and_what_is_shown(world: World) -> None:
     approved = world.cli("rollout", "approve", number)
     assert approved.exit_code == 0, approved.stderr
     assert "4 of 4 devices passed" in approved.stderr
-    assert world.running() == {"lamp@1.1.0": 1, "lamp@1.3.0": 4}
+    assert world.running() == {before: 1, "lamp@1.3.0": 4}
     for verb in ("pause", "resume", "approve", "retry"):
         refused = world.cli("rollout", verb, number)
         assert refused.exit_code == 1
@@ -180,6 +183,33 @@ def test_a_detached_rollout_is_left_to_whoever_serves(world: World) -> None:
     assert resumed.exit_code == 0, resumed.stderr
     assert wait_for(lambda: world.running().get("lamp@1.1.0", 0) >= 1)
     assert world.cli("rollout", "abort", number, "--yes").exit_code == 1, "it is over"
+
+
+@pytest.mark.parametrize(
+    "how",
+    [signal.SIGINT, pytest.param(signal.SIGKILL, marks=pytest.mark.slow, id="SIGKILL, waits for the lease")],
+)
+def test_a_command_that_is_stopped_leaves_a_rollout_that_goes_on(world: World, how: signal.Signals) -> None:
+    before = world.running()
+    version = "1.3.0" if before.get("lamp@1.1.0") else "1.1.0"
+    command = Path(sys.executable).with_name("edgeslm")
+    arguments = ["fleet", "push", f"lamp@{version}", "--fleet-dir", str(world.stage.fleet.root), "--yes"]
+    clean = {name: value for name, value in os.environ.items() if not name.startswith("EDGESLM_")}
+    with subprocess.Popen(
+        [command, *arguments, "--downgrade", "--waves", "1, 2, 100%"],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=clean,
+    ) as process:  # fmt: skip
+        assert process.stdout is not None
+        number = process.stdout.readline().split()[-1]
+        process.send_signal(how)
+        _, told = process.communicate(timeout=60)
+    if how == signal.SIGINT:
+        assert f"edgeslm fleet rollout resume {number}" in told, told
+        assert process.returncode == 1
+    result = world.cli("rollout", "resume", number, "--json")
+    assert result.exit_code == 0, (result.stdout, result.stderr, result.exception)
+    assert json.loads(result.stdout)["phase"] == "completed"
+    assert world.running() == {f"lamp@{version}": 5}
 
 
 def test_a_rehearsal_touches_no_device(world: World) -> None:

@@ -8,9 +8,11 @@ What always holds:
 - Decisions, the assignments that follow and the audit log are one transaction; publishing comes after it.
 - A turn costs what has changed, and a small constant for each rollout and device under way.
 
-Assignments that near their end are made anew here too, those of devices in no rollout as well.
+Assignments that near their end, or whose device has another key or name by now, are made anew here too, those of
+devices in no rollout as well.
 
-Left to others: deciding (:mod:`edgeslm.fleet.rollout.engine`), the store (:mod:`edgeslm.fleet.rollout.records`).
+Left to others: deciding (:mod:`edgeslm.fleet.rollout.engine`), reading and writing the store
+(:mod:`edgeslm.fleet.rollout.records`, :mod:`edgeslm.fleet.rollout.writing`).
 """
 
 from __future__ import annotations
@@ -19,34 +21,39 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Mapping
-from datetime import datetime, timedelta
+from datetime import datetime
 from types import TracebackType
 from typing import Self
 
-from sqlalchemy import select
+from sqlalchemy import and_, or_, select
 from sqlalchemy.orm import Session
 
 from edgeslm import topics
 from edgeslm.clock import utc_now
-from edgeslm.errors import EdgeslmError
+from edgeslm.errors import EdgeslmError, UsageError
 from edgeslm.fleet.quarantine import quarantined
+from edgeslm.fleet.registry import need_device, note_event
 from edgeslm.fleet.reports import ReportInbox, take_reports
 from edgeslm.fleet.rollout import records
 from edgeslm.fleet.rollout.assigner import Assigner
 from edgeslm.fleet.rollout.engine import decide
 from edgeslm.fleet.rollout.lease import Lease
 from edgeslm.fleet.rollout.outbox import Outbox
+from edgeslm.fleet.rollout.writing import write
 from edgeslm.fleet.store.database import Store
 from edgeslm.fleet.store.models import DeviceRow
 from edgeslm.fleet.store.rollouts import DesiredRow
 from edgeslm.link.port import Link, Message
+from edgeslm.schema.assignment import UpdateWindow
 
 _LOG = logging.getLogger(__name__)
 
 LEASE = "rollouts"
 TICK_S = 1.0
 MAX_ASSIGNMENTS = 100
-"""Made in one transaction at most: signing takes a millisecond each, and others wait for the store meanwhile."""
+"""Made in one transaction at most: each takes two milliseconds, and others wait for the store meanwhile."""
+_PART = 20
+"""Of a large rollout a transaction makes up to this part, as each reads all of it."""
 RENEW_SHARE = 0.5
 """An assignment is made anew when less than this share of its life is left."""
 _RENEW_S = 60.0
@@ -227,9 +234,8 @@ class Controller:
             seen = {device: report for device, (report, _) in news.items()}
             decisions = decide(loaded.plan, loaded.state, seen, now, around)
             stamps = {device: stamp for device, (_, stamp) in news.items()}
-            records.write(
-                session, loaded, decisions, self._assigner, now, stamps=stamps, most=MAX_ASSIGNMENTS
-            )
+            most = max(MAX_ASSIGNMENTS, len(loaded.state.members) // _PART)
+            write(session, loaded, decisions, self._assigner, now, stamps=stamps, most=most)
         return bool(decisions)
 
     def renew(self) -> bool:
@@ -248,16 +254,36 @@ class Controller:
                 select(DeviceRow.name)
                 .join(DesiredRow, DesiredRow.device_id == DeviceRow.id)
                 .where(
-                    DesiredRow.renews.is_(True),
                     DeviceRow.standing == "active",
-                    DesiredRow.expires_at < now + max(life * RENEW_SHARE, timedelta(minutes=1)),
+                    or_(
+                        and_(DesiredRow.renews.is_(True), DesiredRow.expires_at < now + life * RENEW_SHARE),
+                        # Joined again with another key, or under another name: it follows no other's.
+                        and_(
+                            DesiredRow.expires_at > now,
+                            or_(
+                                DesiredRow.key_sha256 != DeviceRow.key_sha256,
+                                DesiredRow.device != DeviceRow.name,
+                            ),
+                        ),
+                    ),
                 )
                 .order_by(DesiredRow.expires_at)
                 .limit(MAX_ASSIGNMENTS)
             ).all()
             windows = records.windows(session, now) if due else {}
             for name in due:
-                self._assigner.renew(session, name, now, window=windows.get(name))
+                self._renew_one(session, name, now, windows.get(name))
         if due:
             _LOG.info("%d assignments were made anew", len(due))
         return len(due) == MAX_ASSIGNMENTS
+
+    def _renew_one(self, session: Session, name: str, now: datetime, window: UpdateWindow | None) -> None:
+        try:
+            self._assigner.renew(session, name, now, window=window)
+        except UsageError as error:
+            # It says impossible numbers. It must not keep others waiting, nor be tried again and again.
+            device = need_device(session, name)
+            desired = session.get_one(DesiredRow, device.id)
+            desired.renews, desired.expires_at = False, min(desired.expires_at, now)
+            text = f"its assignment is not made anew: {error.message}"
+            note_event(session, name, "assign", text, now, severity="error", device=device)

@@ -16,7 +16,7 @@ What always holds:
   there is none for another try, and stops nothing.
 * A device that is pinned is neither asked nor sent back.
 
-Left to others: writing decisions down (:mod:`edgeslm.fleet.rollout.records`), and when to ask
+Left to others: writing decisions down (:mod:`edgeslm.fleet.rollout.writing`), and when to ask
 (:mod:`edgeslm.fleet.rollout.controller`).
 """
 
@@ -217,9 +217,9 @@ def _stop(plan: RolloutPlan, state: RolloutState, wave: _Wave) -> Enter | None:
     allowed = _allowed(plan, len(wave.present)) + (state.accepted_failures if accepted else 0)
     own = [member for member in hard if member.cause in RELEASE_FAULTS]
     if len(own) > allowed:
-        return _blame(plan, f"{_count(own)} of {len(wave.present)} devices: {_causes(own)}")
+        return _blame(plan, f"{len(own)} of {len(wave.present)} devices failed: {_causes(own)}")
     if len(hard) > allowed:
-        return Enter("paused", f"{_count(hard)} of {len(wave.present)} devices failed: {_causes(hard)}")
+        return Enter("paused", f"{len(hard)} of {len(wave.present)} devices failed: {_causes(hard)}")
     return None
 
 
@@ -390,10 +390,6 @@ def _blame(plan: RolloutPlan, why: str) -> Enter:
 
 def _allowed(plan: RolloutPlan, devices: int) -> int:
     return plan.max_failures if plan.max_failures is not None else int(plan.max_failures_share * devices)
-
-
-def _count(members: Sequence[Member]) -> str:
-    return str(len(members))
 
 
 def _causes(members: Sequence[Member]) -> str:

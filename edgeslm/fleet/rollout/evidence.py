@@ -64,7 +64,7 @@ def pool(devices: Iterable[Sequence[Figure]]) -> tuple[Pooled, ...]:
     by_name: dict[Criterion, list[Figure]] = {}
     for figures in devices:
         for figure in figures:
-            if figure.change is not None and figure.limit is not None:
+            if figure.change is not None and figure.limit is not None and figure.limit > 0:
                 by_name.setdefault(figure.name, []).append(figure)
     found = []
     if "answers" in by_name:
@@ -108,17 +108,17 @@ def _binomial(count: int, of: int) -> float:
 
 def _has_bounds(figure: Figure) -> bool:
     values = (figure.change, figure.low, figure.high)
-    return all(value is not None and math.isfinite(value) and value > -1 for value in values)
+    return all(value is not None for value in values)
 
 
 def _pool_answers(figures: Sequence[Figure]) -> Pooled:
     limit = max(one.limit or 0.0 for one in figures)
     asked = sum(max(one.prompts, 1) for one in figures)
     wrong = math.fsum((one.change or 0.0) * max(one.prompts, 1) for one in figures)
-    share = wrong / asked
+    share = min(max(wrong / asked, 0.0), 1.0)
     low, high = _wilson(share, asked)
     # The same prompts go wrong on devices that compute alike: more of them do not make the share surer than it looks.
-    verdict: PooledVerdict = "worse" if limit > 0 and share >= limit / 2 else "fine"
+    verdict: PooledVerdict = "worse" if share >= limit / 2 else "fine"
     return Pooled("answers", len(figures), share, low, high, limit, verdict)
 
 

@@ -8,12 +8,13 @@ does no harm.
 from __future__ import annotations
 
 from edgeslm.fleet.rollout.state import Member, Note, Seen
-from edgeslm.schema.rollout import Figure
+from edgeslm.schema.rollout import LARGEST_CHANGE, LEAST_CHANGE, MAX_PROMPTS, Figure
 from edgeslm.schema.update import ReportedChange, Verdict
 
 _ASKED = frozenset(("asked", "silent", "failed", "passed", "unproven"))
 _SENT_BACK = frozenset(("returning", "stuck"))
 _MAX_DETAIL_CHARS = 500
+_MAX_CRITERIA = 16
 
 
 def observe(member: Member, seen: Seen, sha256: str) -> Note | None:
@@ -24,7 +25,7 @@ def observe(member: Member, seen: Seen, sha256: str) -> Note | None:
         seen: its latest report.
         sha256: of the package that the rollout brings.
     """
-    if seen.assignment < member.seq:
+    if member.seq == 0 or seen.assignment < member.seq:
         return None
     if member.status in _ASKED:
         note = _under_way(member, seen, sha256)
@@ -78,7 +79,7 @@ def _on_the_way_back(member: Member, seen: Seen, sha256: str) -> Note | None:
     if change is not None and not change.settled:
         return None
     if seen.sha256 == member.base_sha256:
-        return Note(member.device, "returned", None, "", member.figures)
+        return Note(member.device, "returned", member.cause, member.detail, member.figures)
     if (
         change is not None
         and change.assignment >= member.seq
@@ -93,19 +94,23 @@ def _on_the_way_back(member: Member, seen: Seen, sha256: str) -> Note | None:
 
 
 def figures_of(verdict: Verdict) -> tuple[Figure, ...]:
-    """What of a verdict counts when several are taken together."""
+    """What of a verdict counts when several are taken together; what cannot be is left out, as if not measured."""
     return tuple(
         Figure(
             name=one.name,
             outcome=one.outcome,
-            change=one.change,
-            low=one.low,
-            high=one.high,
-            limit=one.limit,
-            prompts=verdict.prompts,
+            change=_sound(one.change),
+            low=_sound(one.low),
+            high=_sound(one.high),
+            limit=_sound(one.limit),
+            prompts=min(max(verdict.prompts, 0), MAX_PROMPTS),
         )
-        for one in verdict.criteria
+        for one in verdict.criteria[:_MAX_CRITERIA]
     )
+
+
+def _sound(share: float | None) -> float | None:
+    return share if share is not None and LEAST_CHANGE <= share <= LARGEST_CHANGE else None
 
 
 def _progress(change: ReportedChange) -> str:

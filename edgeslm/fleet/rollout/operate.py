@@ -16,8 +16,9 @@ from sqlalchemy.orm import Session
 
 from edgeslm.errors import DeviceStateError, RolloutError
 from edgeslm.fleet.registry import audit, need_device
-from edgeslm.fleet.rollout.records import enter, need_rollout, subject
+from edgeslm.fleet.rollout.records import need_rollout, subject
 from edgeslm.fleet.rollout.state import Enter
+from edgeslm.fleet.rollout.writing import enter
 from edgeslm.fleet.store.models import DeviceRow
 from edgeslm.fleet.store.rollouts import MemberRow, PinRow, RolloutRow
 from edgeslm.schema.rollout import FAILURES, FINISHED, PinRecord, RolloutPlan

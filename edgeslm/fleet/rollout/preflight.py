@@ -4,7 +4,7 @@ What always holds: a release that no device can run is refused, with the reason 
 cannot run it is left out by name and reason, never silently; the plan names the bytes that will move.
 
 Left to others: what devices are (:func:`edgeslm.fleet.assignments.view_device`), writing the rollout down
-(:mod:`edgeslm.fleet.rollout.records`).
+(:mod:`edgeslm.fleet.rollout.beginning`).
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 from edgeslm.errors import DowngradeError, RolloutError, SecurityFloorError, UpdateError
 from edgeslm.fleet.assignments import DeviceView, Step, plan_step
-from edgeslm.fleet.rollout.records import NewMember
+from edgeslm.fleet.rollout.beginning import NewMember
 from edgeslm.fleet.rollout.state import UNKNOWN_BOARD
 from edgeslm.fleet.rollout.waves import Candidate, divide
 from edgeslm.schema.release import ReleaseTarget

@@ -12,9 +12,9 @@ from collections.abc import Callable
 from edgeslm.clock import utc_now
 from edgeslm.fleet.quarantine import quarantined
 from edgeslm.fleet.rollout.assigner import Assigner
+from edgeslm.fleet.rollout.beginning import begin
 from edgeslm.fleet.rollout.controller import Controller
 from edgeslm.fleet.rollout.preflight import Preflight
-from edgeslm.fleet.rollout.records import begin
 from edgeslm.fleet.rollout.views import show, summarize
 from edgeslm.fleet.store.database import Store
 from edgeslm.link.mqtt import MqttLink

@@ -114,6 +114,23 @@ def test_a_report_that_is_none_hurts_no_other(fleet: PaperFleet) -> None:
     assert kept.seq == device.seq
 
 
+def test_a_device_with_impossible_numbers_stops_neither_a_rollout_nor_renewals(fleet: PaperFleet) -> None:
+    fleet.settle(fleet.begin())
+    liar = fleet.devices["d0000"]
+    liar.follows, liar.seq = 2**60, 2**80
+    fleet.say(liar)
+    rollout_id = fleet.begin("1.2.0", max_failures=1)
+    view = fleet.settle(rollout_id)
+    assert (view.phase, view.passed) == ("completed", 3)
+    assert fleet.statuses(rollout_id)["d0000"] == "failed"
+    fleet.now += DEFAULT_LIFETIME * 0.6
+    fleet.new_controller()
+    fleet.round()
+    assert len(desired(fleet, "d0001")) == 3
+    assert len(desired(fleet, "d0000")) == 1
+    assert not fleet.controller.renew()
+
+
 # --- renewal ------------------------------------------------------------------------------------------------
 
 
@@ -129,6 +146,21 @@ def test_assignments_are_made_anew_before_they_expire_also_without_a_rollout(fle
     assert renewed.releases == first.releases
     assert renewed.expires_at == fleet.now + DEFAULT_LIFETIME
     assert fleet.devices["d0000"].history == [("lamp", "1.1.0", first.seq)], "the device changes nothing"
+
+
+def test_a_board_that_was_replaced_gets_what_was_meant_for_the_one_before(fleet: PaperFleet) -> None:
+    fleet.settle(fleet.begin())
+    first = desired(fleet, "d0000")[-1]
+    with fleet.store.write() as session:
+        need_device(session, "d0000").key_sha256 = "e" * 64
+    fleet.new_controller()
+    fleet.now += timedelta(minutes=2)
+    for _ in range(3):
+        fleet.round()
+    assert desired(fleet, "d0000")[-1].device_key_sha256 == "e" * 64
+    assert desired(fleet, "d0000")[-1].releases == first.releases
+    assert len(desired(fleet, "d0000")) == 2
+    assert len(desired(fleet, "d0001")) == 1
 
 
 def test_what_was_meant_to_be_short_is_not_made_anew(fleet: PaperFleet) -> None:

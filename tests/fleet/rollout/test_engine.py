@@ -212,9 +212,9 @@ def crashed(device: str, wave: int = 0) -> Member:
 
 def test_a_release_that_crashes_is_taken_back() -> None:
     now = state(crashed("a"), member("b", status="asked"), member("c", 1))
-    assert decide(plan("2, 100%"), now, {}, NOW) == [Enter("returning", "1 of 2 devices: 1 crashed")]
+    assert decide(plan("2, 100%"), now, {}, NOW) == [Enter("returning", "1 of 2 devices failed: 1 crashed")]
     assert decide(plan("2, 100%", on_failure="pause"), now, {}, NOW)[0] == Enter(
-        "paused", "1 of 2 devices: 1 crashed"
+        "paused", "1 of 2 devices failed: 1 crashed"
     )
     assert decide(plan("2, 100%", max_failures=1), now, {}, NOW) == []
 

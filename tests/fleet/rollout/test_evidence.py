@@ -16,7 +16,7 @@ from edgeslm.fleet.rollout.evidence import is_worse, pool, too_many_fails, would
 from edgeslm.fleet.rollout.observing import figures_of
 from edgeslm.fleet.rollout.state import Advance, Again, Ask, Draw, Enter, Member, Note, RolloutState, Seen
 from edgeslm.schema.rollout import Figure, RolloutPlan, parse_waves
-from edgeslm.schema.update import GatePolicy, ReportedChange, ReportedFault, Verdict
+from edgeslm.schema.update import CriterionVerdict, GatePolicy, ReportedChange, ReportedFault, Verdict
 
 NOW = datetime(2026, 12, 1, tzinfo=UTC)
 SHA = "b" * 64
@@ -91,6 +91,33 @@ def test_the_order_of_devices_changes_nothing(
     assert (one.verdict, one.devices) == (other.verdict, other.devices)
     assert one.change == pytest.approx(other.change, abs=1e-9)
     assert one.low <= one.change <= one.high
+
+
+SAID = st.none() | st.floats()
+
+
+@given(
+    st.lists(
+        st.builds(
+            CriterionVerdict,
+            name=st.sampled_from(["answers", "ttft", "decode", "energy", "memory"]),
+            outcome=st.sampled_from(["pass", "fail", "inconclusive", "not_measured"]),
+            change=SAID,
+            low=SAID,
+            high=SAID,
+            limit=SAID,
+        ),
+        max_size=20,
+    ),
+    st.integers(-(10**400), 10**400),
+)
+def test_whatever_a_device_says_it_measured_ends_nothing(said: list[CriterionVerdict], prompts: int) -> None:
+    found = Verdict(outcome="pass", mode="beside", criteria=tuple(said), prompts=prompts)
+    figures = figures_of(found)
+    for one in pool([figures, figures, [ratio(0.0)], [answers(0.0)]]):
+        assert one.low <= one.change <= one.high or one.criterion == "answers"
+        assert would_decide(one)
+    is_worse(pool([figures, figures]))
 
 
 def test_more_gates_fail_than_chance_explains_only_where_they_do() -> None:

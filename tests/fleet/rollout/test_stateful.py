@@ -18,7 +18,7 @@ sys.path.insert(0, str(Path(__file__).parents[3]))
 
 from benchmarks.rollout_rig import PaperFleet, many, paper_fleet
 from edgeslm.errors import RolloutError
-from edgeslm.fleet.rollout import operate, records
+from edgeslm.fleet.rollout import operate, records, writing
 from edgeslm.schema.rollout import FINISHED, UNSETTLED
 
 BEHAVIOURS = st.sampled_from(
@@ -148,7 +148,7 @@ class Rollouts(RuleBasedStateMachine):
     @rule(after=st.integers(0, 4))
     def kill_within_a_step(self, after: int) -> None:
         left = [after]
-        whole = records.enter, records._assign
+        whole = writing.enter, writing._assign
 
         def dying(original: Any) -> Any:
             def call(*arguments: Any, **named: Any) -> Any:
@@ -160,8 +160,8 @@ class Rollouts(RuleBasedStateMachine):
             return call
 
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(records, "enter", dying(whole[0]))
-            patch.setattr(records, "_assign", dying(whole[1]))
+            patch.setattr(writing, "enter", dying(whole[0]))
+            patch.setattr(writing, "_assign", dying(whole[1]))
             try:
                 self.fleet.controller.turn()
             except Killed:
