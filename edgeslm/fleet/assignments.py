@@ -57,6 +57,7 @@ QUIET_S = 0.5
 """A broker sends what it retains right after it took the subscription: after such a pause there is no more."""
 _RUNTIMES = {"ai-edge-litert": "litert", "tflite-runtime": "tflite-runtime"}
 _ASSIGNED, _REPORTED = "assigned", "reported"
+_MAX_SEQ = 2**62
 
 
 # --- what a device is ---------------------------------------------------------------------------------------
@@ -157,6 +158,7 @@ class Step:
     Attributes:
         allow_downgrade: it may be older than what runs.
         force: the device is to try it although it failed there before.
+        is_return: it ran there before, and is compared with nothing.
         running: what runs under the name now.
         way: how it comes there: the device has it, or takes a delta, or the whole.
         moves_bytes: bytes of files that move if nothing is lost on the way: package and chunk map, or delta.
@@ -166,6 +168,7 @@ class Step:
     target: ReleaseTarget
     allow_downgrade: bool
     force: bool
+    is_return: bool
     running: Running | None
     way: Way
     moves_bytes: int
@@ -178,7 +181,12 @@ class Step:
 
 
 def plan_step(
-    target: ReleaseTarget, view: DeviceView, *, allow_downgrade: bool = False, force: bool = False
+    target: ReleaseTarget,
+    view: DeviceView,
+    *,
+    allow_downgrade: bool = False,
+    force: bool = False,
+    is_return: bool = False,
 ) -> Step:
     """What assigning `target` to the device will do.
 
@@ -187,6 +195,7 @@ def plan_step(
         view: the device.
         allow_downgrade: it may be older than what runs.
         force: the device is to try it although it failed there before.
+        is_return: it ran there before; its gate compares it with nothing.
 
     Raises:
         UpdateError: ``incompatible``: what the device lacks; or why it failed there before.
@@ -216,7 +225,7 @@ def plan_step(
         delta = info.deltas.get(running.sha256)
         if delta is not None and delta.size_bytes < info.size_bytes:
             way, moves_bytes = "delta", delta.size_bytes
-    return Step(target, allow_downgrade, force, running, way, moves_bytes, unchecked)
+    return Step(target, allow_downgrade, force, is_return, running, way, moves_bytes, unchecked)
 
 
 def _check_device(requires: ReleaseRequirements, view: DeviceView) -> tuple[str, ...]:
@@ -337,7 +346,8 @@ def take_reported(
     if mark is None:
         mark = ReportRow(device_id=row.id, stamp=0)
         session.add(mark)
-    mark.epoch, mark.seq, mark.stamp = reported.epoch, reported.seq, mark.stamp + 1
+    seq = min(max(reported.seq, 0), _MAX_SEQ)  # a number from outside may be larger than a column
+    mark.epoch, mark.seq, mark.stamp = reported.epoch, seq, mark.stamp + 1
     mark.sha256, mark.received_at = sha256, now
     note_runs(session, row, before, reported, now)
     told = {(model.name, model.change) for model in before.models} if before is not None else set()
@@ -417,6 +427,7 @@ def assign(
             sha256=info.sha256,
             allow_downgrade=step.allow_downgrade,
             force=step.force,
+            is_return=step.is_return,
         )
     last = max(before.seq if before is not None else 0, followed)
     try:
@@ -468,6 +479,7 @@ def keep_desired(
     if kept is None:
         kept = DesiredRow(device_id=row.id, published_seq=0)
         session.add(kept)
+    kept.device, kept.key_sha256 = assignment.device, assignment.device_key_sha256
     kept.seq, kept.body, kept.renews = assignment.seq, body, renews
     kept.issued_at, kept.expires_at = assignment.issued_at, assignment.expires_at
 

@@ -43,12 +43,15 @@ class AssignedRelease(WireModel):
         sha256: of the package; the signed repository has to vouch for the same.
         allow_downgrade: it may replace a newer version, though never one below the security floor.
         force: try it although it failed here before.
+        is_return: it ran here before, and the fleet takes its successor back: it has to load and answer, and is
+            compared with nothing.
     """
 
     version: SemanticVersion
     sha256: Sha256
     allow_downgrade: bool = False
     force: bool = False
+    is_return: bool = False
 
 
 class UpdateWindow(WireModel):

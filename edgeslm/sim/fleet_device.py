@@ -24,6 +24,7 @@ import edgeslm
 from edgeslm import codec, topics
 from edgeslm.agent.description import availability
 from edgeslm.agent.update.change import Wanted
+from edgeslm.agent.update.gate import COMPARES_NOTHING
 from edgeslm.clock import clock_is_set
 from edgeslm.errors import EdgeslmError
 from edgeslm.link.port import Message
@@ -229,14 +230,14 @@ class SimulatedDevice:
         """See :class:`~edgeslm.sim.fleet_update.World`."""
         return self._plan.trust.find(wanted, running)
 
-    def try_out(self, name: str, running: Running | None, version: str, attempt: int) -> Verdict:
+    def try_out(self, wanted: Wanted, running: Running | None, attempt: int) -> Verdict:
         """See :class:`~edgeslm.sim.fleet_update.World`."""
         return measure(
             self._subject,
-            None if running is None else f"{name}@{running.version}",
-            f"{name}@{version}",
+            None if running is None else f"{wanted.name}@{running.version}",
+            f"{wanted.name}@{wanted.version}",
             self._plan.effects,
-            self._plan.policy.gate,
+            COMPARES_NOTHING if wanted.is_return else self._plan.policy.gate,
             attempt=attempt,
             temperature_c=None if self._board is None else self._board.temperature_c,
         )

@@ -101,7 +101,7 @@ class World(Protocol):
             TrustError: it does not vouch for it, or the version must not replace what runs.
         """
 
-    def try_out(self, name: str, running: Running | None, version: str, attempt: int) -> Verdict:
+    def try_out(self, wanted: Wanted, running: Running | None, attempt: int) -> Verdict:
         """The gate's verdict on a candidate."""
 
     def crashes(self, name: str, version: str, *, serving: bool) -> bool:
@@ -325,8 +325,7 @@ class Updates:
                 size_bytes = 0 if change.target is None else change.target.info.size_bytes
                 return _STEPS_S["fetch"] + self._world.fetch_s(size_bytes)
             case "measure":
-                name, base = change.name, self._base(change)
-                self._verdict = self._world.try_out(name, base, change.wanted.version, change.attempt)
+                self._verdict = self._world.try_out(change.wanted, self._base(change), change.attempt)
                 return self._verdict.seconds
             case "watch":
                 if self._world.crashes(change.name, change.wanted.version, serving=True):

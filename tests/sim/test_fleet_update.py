@@ -10,6 +10,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
+from edgeslm.agent.update.change import Wanted
 from edgeslm.agent.update.gate import Evidence, judge
 from edgeslm.schema.assignment import Assignment
 from edgeslm.schema.release import ReleaseTarget
@@ -34,9 +35,9 @@ class World:
     def find(self, wanted: Any, running: Running | None) -> ReleaseTarget:
         return self._trust.find(wanted, running)
 
-    def try_out(self, name: str, running: Running | None, version: str, attempt: int) -> Verdict:
+    def try_out(self, wanted: Wanted, running: Running | None, attempt: int) -> Verdict:
         right = (True,) * 100
-        new = (False,) * 50 + (True,) * 50 if version in self.worse else right
+        new = (False,) * 50 + (True,) * 50 if wanted.version in self.worse else right
         policy = POLICY.gate.model_copy(update={"speed": None, "energy": None, "required": ()})
         return judge(policy, Evidence("beside", new, right, seconds=120.0))
 

@@ -50,6 +50,7 @@ class Wanted:
         sha256: of the package.
         assignment: sequence number of the assignment.
         force: try it although it failed here before.
+        is_return: it ran here before, and is compared with nothing.
         opens_at: not before this time (UTC),
         closes_at: nor after this.
     """
@@ -60,6 +61,7 @@ class Wanted:
     assignment: int
     allow_downgrade: bool = False
     force: bool = False
+    is_return: bool = False
     opens_at: datetime | None = None
     closes_at: datetime | None = None
 
@@ -79,6 +81,7 @@ def wanted_by(assignment: Assignment) -> tuple[Wanted, ...]:
             assignment=assignment.seq,
             allow_downgrade=release.allow_downgrade,
             force=release.force,
+            is_return=release.is_return,
             opens_at=None if window is None else window.opens_at,
             closes_at=None if window is None else window.closes_at,
         )

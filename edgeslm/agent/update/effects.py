@@ -38,6 +38,7 @@ from edgeslm.agent.update.change import (
     Swapped,
     Tried,
 )
+from edgeslm.agent.update.gate import COMPARES_NOTHING
 from edgeslm.agent.update.held import HeldSubject
 from edgeslm.agent.update.measuring import right_answers, supply_is_low
 from edgeslm.agent.update.ports import Cancelled, Delivery, Device, OnBytes, Releases, Serving
@@ -54,7 +55,7 @@ from edgeslm.models.archive import sha256_file
 from edgeslm.models.store import SLOTS, ModelStore
 from edgeslm.schema.installed import InstalledPackage
 from edgeslm.schema.release import HeldRelease, ReleaseTarget
-from edgeslm.schema.update import UpdatePolicy
+from edgeslm.schema.update import GatePolicy, UpdatePolicy
 
 log = logging.getLogger(__name__)
 
@@ -254,14 +255,16 @@ class Effects:
         held = self._find_installed(change.base)
         candidate = self._store.get(change.wanted.sha256)
         if change.mode == "swap":
-            gate = self._policy.gate
-            self._trials.begin_swapped(change.name, held, candidate, gate, context.cancelled)
+            self._trials.begin_swapped(change.name, held, candidate, self._gate(change), context.cancelled)
         else:
             self._trials.begin_beside(held, candidate, context.cancelled)
         return Tried()
 
-    def _measure(self, _: Change, context: Context) -> Event:
-        return Judged(self._trials.measure(self._policy.gate, context.cancelled))
+    def _measure(self, change: Change, context: Context) -> Event:
+        return Judged(self._trials.measure(self._gate(change), context.cancelled))
+
+    def _gate(self, change: Change) -> GatePolicy:
+        return COMPARES_NOTHING if change.wanted.is_return else self._policy.gate
 
     # --- commit and probation ----------------------------------------------------------------------------------
 

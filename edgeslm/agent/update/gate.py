@@ -40,6 +40,9 @@ _MEMORY_SLACK_MB = 4.0
 """Peaks of one release differ by this much from run to run: which pages are touched depends on timing."""
 
 
+COMPARES_NOTHING = GatePolicy(speed=None, energy=None, answers=None, memory=None, required=())
+"""For a release that ran here before and is wanted back: that its successor is faster must not keep it out."""
+
 _Pair = tuple[float | None, float | None]
 """One figure of the running release and of the candidate."""
 

@@ -128,7 +128,7 @@ class Assigner:
         if before is None:
             seq = self._assign(session, device, [], followed, now, without=[name])
             return Given(seq, doubt="what it ran is no published release" if sha256 is not None else "")
-        step = plan_step(before, view, allow_downgrade=True, force=True)
+        step = plan_step(before, view, allow_downgrade=True, force=True, is_return=True)
         return Given(self._assign(session, device, [step], followed, now))
 
     def renew(

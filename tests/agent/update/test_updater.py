@@ -335,6 +335,20 @@ class TestTheWayBack:
         assert (answers.name, answers.outcome, answers.old, answers.new) == ("answers", "fail", 1.0, 0.0)
         assert "4 of 4 went wrong" in change_of(run).fault.detail
 
+    def test_a_return_is_compared_with_nothing(self, device: Start, fleet) -> None:
+        run = device(launch=fleet.launch(wrong=[fleet.old]))
+        update(run, fleet.new)
+        assert run.serves() == sha256(fleet.new)
+        update(run, fleet.old, 2, allow_downgrade=True)
+        assert (run.state(), change_of(run).fault.cause) == ("rolled_back", "gate_failed")
+        update(run, fleet.old, 3, allow_downgrade=True, force=True, is_return=True)
+        assert (run.state(), run.serves()) == ("committed", sha256(fleet.old))
+
+    def test_a_return_that_crashes_is_refused_as_any_release(self, device: Start, fleet) -> None:
+        run = device(launch=fleet.launch(for_releases=[fleet.new], load="sys.exit(1)"))
+        update(run, fleet.new, is_return=True)
+        self.check(run, fleet, "crashed")
+
     def test_a_graph_that_computes_something_else_is_found_in_a_real_trial(
         self, device: Start, fleet, tmp_path: Path
     ) -> None:
