@@ -6,6 +6,11 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 ARGS ?=
 
+NODE_RED_VERSION := 4.1.15
+ASYNCAPI_PARSER_VERSION := 3.6.3
+PYSPARKPLUG_VERSION := 0.6.1
+
+.PHONY: docs-contract test-contract test-node-red test-sparkplug
 .PHONY: help demo test check model bench docs-cli test-slow test-tflite test-mosquitto clean distclean
 
 help:  ## List the targets
@@ -41,6 +46,20 @@ model: .venv-forge/.ready  ## Rebuild the model home-command from its recipe (ab
 	@.venv-forge/bin/python -m edgeslm.forge.home_command.recipe --out out/home-command $(ARGS)
 	@.venv-forge/bin/python -m edgeslm.forge.home_command.packaging out/home-command --out edgeslm/_packages/home-command.slm
 
+docs-contract: $(VENV)/.dev  ## Regenerate docs/contract: the wire as AsyncAPI and JSON Schemas
+	@$(BIN)/python -m edgeslm.cli.contract
+
+test-contract: $(VENV)/.dev .npm-asyncapi/.ready  ## The AsyncAPI document, read by the AsyncAPI project's parser (npm)
+	@EDGESLM_ASYNCAPI=$(CURDIR)/.npm-asyncapi $(BIN)/python -m pytest -m slow tests/slow/test_contract_parser.py $(ARGS)
+
+test-node-red: $(VENV)/.dev .npm-node-red/.ready  ## The flow of examples/node-red in a real Node-RED (npm)
+	@EDGESLM_NODE_RED=$(CURDIR)/.npm-node-red/node_modules/.bin/node-red \
+	  $(BIN)/python -m pytest -m slow tests/slow/test_node_red.py $(ARGS)
+
+test-sparkplug: $(VENV)/.dev .venv-sparkplug/.ready  ## A device, as a Sparkplug host that others wrote sees it
+	@EDGESLM_SPARKPLUG_PYTHON=$(CURDIR)/.venv-sparkplug/bin/python \
+	  $(BIN)/python -m pytest -m slow tests/slow/test_sparkplug_peer.py $(ARGS)
+
 docs-cli: $(VENV)/.dev  ## Regenerate docs/cli.md from --help
 	@$(BIN)/python -m edgeslm.cli.reference > docs/cli.md
 
@@ -48,7 +67,7 @@ clean:  ## Remove what tools left behind
 	@rm -rf build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis
 
 distclean: clean  ## Also remove the virtual environments and built models
-	@rm -rf .venv .venv-tflite .venv-forge out
+	@rm -rf .venv .venv-tflite .venv-forge .venv-sparkplug .npm-asyncapi .npm-node-red out
 
 # --- environments ---------------------------------------------------------------------------------------------------
 
@@ -79,5 +98,25 @@ $(VENV)/.dev: setup.cfg pyproject.toml
 .venv-forge/.ready: setup.cfg pyproject.toml
 	$(call venv,.venv-forge,$(or $(PYTHON311),python3.11),forge)
 	@touch $@
+
+# pysparkplug needs paho-mqtt 1, so it has an environment to itself.
+.venv-sparkplug/.ready: Makefile
+	@test -x .venv-sparkplug/bin/python || $(PYTHON) -m venv .venv-sparkplug
+	@.venv-sparkplug/bin/python -m pip install --quiet --disable-pip-version-check pysparkplug==$(PYSPARKPLUG_VERSION) >&2
+	@touch $@
+
+# $(call npm,DIRECTORY,PACKAGE@VERSION): install it there; nothing of it runs while it is installed.
+define npm
+	@command -v npm >/dev/null || { echo "npm is missing. Install it with: sudo apt-get install npm" >&2; exit 2; }
+	@mkdir -p $(1)
+	@npm install --prefix $(1) --silent --no-audit --no-fund --ignore-scripts $(2) >&2
+	@touch $@
+endef
+
+.npm-asyncapi/.ready: Makefile
+	$(call npm,.npm-asyncapi,@asyncapi/parser@$(ASYNCAPI_PARSER_VERSION))
+
+.npm-node-red/.ready: Makefile
+	$(call npm,.npm-node-red,node-red@$(NODE_RED_VERSION))
 
 comma := ,

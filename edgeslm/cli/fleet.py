@@ -23,6 +23,7 @@ _COMMANDS = {
     "claim": ("edgeslm.cli.fleet_join:claim", "Make one-time claims for devices that are to join."),
     "claims": ("edgeslm.cli.fleet_join:claims", "List claims."),
     "diff": ("edgeslm.cli.fleet_registry:diff", "Show in what two devices differ."),
+    "doctor": ("edgeslm.cli.fleet_doctor:doctor", "Check the fleet: machine, keys, broker, devices."),
     "events": ("edgeslm.cli.fleet_history:events", "Show what happened, and what happens."),
     "export": ("edgeslm.cli.fleet_registry:export", "Write tags, notes and groups into a file."),
     "group": ("edgeslm.cli.fleet_groups:group", "Name sets of devices."),
@@ -32,6 +33,7 @@ _COMMANDS = {
     "config": ("edgeslm.cli.fleet_config:config", "Set what devices run with, from afar."),
     "init": ("edgeslm.cli.fleet_setup:init", "Make a fleet: keys, store, broker configuration."),
     "list": ("edgeslm.cli.fleet_list:list_", "List the devices."),
+    "logs": ("edgeslm.cli.fleet_logs:logs", "Show the latest lines of a device's log."),
     "note": ("edgeslm.cli.fleet_registry:note_", "Keep a note about a device."),
     "metrics": ("edgeslm.cli.fleet_metrics:metrics", "Show what devices drew, did and cost."),
     "pending": ("edgeslm.cli.fleet_join:pending", "List devices that wait for approval."),
@@ -55,6 +57,7 @@ _COMMANDS = {
     "unpin": ("edgeslm.cli.fleet_rollouts:unpin", "Let rollouts bring releases to devices again."),
     "tag": ("edgeslm.cli.fleet_registry:tag", "Put tags on devices, and take them off."),
     "top": ("edgeslm.cli.fleet_top:top", "Show what devices draw and do now."),
+    "watch": ("edgeslm.cli.fleet_watch:watch", "Watch devices at the broker, as things happen."),
 }
 
 

@@ -16,6 +16,7 @@ _COMMANDS = {
     "agent": ("edgeslm.cli.agent:agent", "Run the device agent."),
     "broker": ("edgeslm.cli.broker:broker", "Set up the MQTT broker."),
     "completion": ("edgeslm.cli.completion:completion", "Let the shell complete words and names."),
+    "contract": ("edgeslm.cli.contract:contract", "Write down what devices hear and say."),
     "cache": ("edgeslm.cli.cache:cache", "Keep files of releases near the devices that want them."),
     "demo": ("edgeslm.cli.demo:demo", "Broker, agent and a simulated home on this machine."),
     "doctor": ("edgeslm.cli.doctor:doctor", "Check what this machine can do, and say what is missing."),
@@ -23,6 +24,9 @@ _COMMANDS = {
     "model": ("edgeslm.cli.model:model", "Inspect, verify, pack and run model packages."),
     "power": ("edgeslm.cli.power:power", "Measure, explain and report what the board draws."),
     "prompt": ("edgeslm.cli.prompt:prompt", "Send a prompt to a device or a pool over MQTT."),
+    "record": ("edgeslm.cli.record:record", "Record MQTT messages with their times, to replay them."),
+    "rules": ("edgeslm.cli.rules:rules", "Check, try, watch and replay rules: readings in, actions out."),
+    "sparkplug": ("edgeslm.cli.sparkplug:sparkplug", "Show devices to hosts that speak Sparkplug B."),
     "sim": ("edgeslm.cli.sim:sim", "Simulate boards: power, heat, battery, and meters that fail."),
 }
 

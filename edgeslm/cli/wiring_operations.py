@@ -138,12 +138,16 @@ def build_operations(parts: AgentParts, on_restart: Callable[[], None]) -> Opera
 
 def _offered(parts: AgentParts) -> tuple[list[Operation], dict[str, str]]:
     """What this device does, and what it does not, each with the reason."""
+    from edgeslm.cli.wiring_home import home_operations  # noqa: PLC0415
+
     operations: list[Operation] = [
         LazyOperation("self-test", 900.0, lambda: _self_test(parts)),
         LazyOperation("bench", 3600.0, lambda: _bench(parts)),
+        *home_operations(parts.config, parts.served),
     ]
     members: list[Operation] = [
         LazyOperation("diagnostics", 120.0, lambda: _diagnostics(parts)),
+        LazyOperation("logs", 30.0, lambda: _logs(parts)),
         LazyOperation("restart", 600.0, lambda: _restart(parts)),
     ]
     changes: list[Operation] = [
@@ -283,6 +287,13 @@ def _diagnostics(parts: AgentParts) -> Operation:
     from edgeslm.agent.operations.diagnostics import Diagnostics  # noqa: PLC0415
 
     return Diagnostics(diagnostic_parts(parts), lambda: redactor(parts.config))
+
+
+def _logs(parts: AgentParts) -> Operation:
+    from edgeslm.agent.operations.logs import Logs  # noqa: PLC0415
+
+    log = parts.log
+    return Logs(lambda: log.lines() if log is not None else (), lambda: redactor(parts.config))
 
 
 def diagnostic_parts(parts: AgentParts) -> dict[str, Part]:

@@ -12,7 +12,10 @@ LogLevel = Literal["info", "warning", "error"]
 MAX_LINES = 400
 MAX_LINE_CHARS = 2000
 
-LogStamp = Annotated[str, StringConstraints(pattern=r"\A\d{4}-\d{2}-\d{2} \d{2}:\d{2}:\d{2},\d{3}\Z")]
+LogStamp = Annotated[
+    str,
+    StringConstraints(pattern=r"^[0-9]{4}-[0-9]{2}-[0-9]{2} [0-9]{2}:[0-9]{2}:[0-9]{2},[0-9]{3}$"),
+]
 """As a line begins: the device's own time, where it is, to the millisecond."""
 
 

@@ -23,7 +23,7 @@ MAX_BYTES: Final = 160 * 1024
 _HEAD: Final = re.compile(r"(\d{4}-\d{2}-\d{2} \d{2}:\d{2}:\d{2},\d{3}) ([A-Z]+) ")
 _RANKS: Final[dict[LogLevel, int]] = {"info": 0, "warning": 1, "error": 2}
 _NAMES: Final = {"WARNING": 1, "ERROR": 2, "CRITICAL": 2}
-_OWN: Final = "edgeslm.agent.operations.runner: operation logs/"
+_OWN: Final = re.compile(r"INFO edgeslm\.agent\.operations\.runner: (?:command|operation) logs/")
 
 
 class Logs:
@@ -70,7 +70,9 @@ class Logs:
 def stamp(unix_s: float) -> str:
     """A time as lines begin with it."""
     milliseconds = int(unix_s * 1000)
-    return f"{time.strftime('%Y-%m-%d %H:%M:%S', time.localtime(milliseconds // 1000))},{milliseconds % 1000:03}"
+    return (
+        f"{time.strftime('%Y-%m-%d %H:%M:%S', time.localtime(milliseconds // 1000))},{milliseconds % 1000:03}"
+    )
 
 
 def chosen(lines: Sequence[str], level: LogLevel, not_before: str, count: int) -> LogLines:
@@ -80,9 +82,9 @@ def chosen(lines: Sequence[str], level: LogLevel, not_before: str, count: int) -
     for line in lines:
         head = _HEAD.match(line)
         if head is not None:
-            is_wanted = (
-                _NAMES.get(head[2], 0) >= _RANKS[level] and head[1] >= not_before and _OWN not in line
-            )
+            is_grave = _NAMES.get(head[2], 0) >= _RANKS[level]
+            is_own = _OWN.match(line, head.start(2)) is not None
+            is_wanted = is_grave and head[1] >= not_before and not is_own
         if is_wanted and line:
             found.append(line[:MAX_LINE_CHARS])
     kept: list[str] = []
