@@ -906,3 +906,56 @@ class RolloutError(FleetError):
     def __init__(self, message: str, *, rollout: str | None = None, hint: str | None = None) -> None:
         super().__init__(message, hint=hint)
         self.rollout = rollout
+
+
+# --- rules on the device ------------------------------------------------------------------------------------
+
+
+class RuleFileError(ConfigError):
+    """A file of rules is wrong; the rules that ran before go on.
+
+    Attributes:
+        line: counted from 1, or ``None`` where the whole file is to blame.
+        nearest: the valid name that was probably meant.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        path: str | None = None,
+        line: int | None = None,
+        key: str | None = None,
+        nearest: str | None = None,
+        hint: str | None = None,
+    ) -> None:
+        super().__init__(message, path=path, key=key, hint=hint)
+        self.line = line
+        self.nearest = nearest
+
+
+class RuleFaultError(EdgeslmError):
+    """A rule cannot go on with what it was given; it has done nothing, and takes the next message as ever."""
+
+
+class PayloadError(RuleFaultError):
+    """A message's body is not what the input that reads it is for."""
+
+
+class NoReadingError(RuleFaultError):
+    """A value is asked for that never came, or is too old."""
+
+
+class AnswerRefusedError(RuleFaultError):
+    """An answer, or what would be made of it, is not of the form that the rule allows."""
+
+
+# --- the device in a home -----------------------------------------------------------------------------------
+
+
+class HomeOrderError(EdgeslmError):
+    """An order means nothing in this home, or nobody there can be told to do it; nothing was done."""
+
+
+class AssistError(EdgeslmError):
+    """The port for sentences cannot be opened, or who came to it speaks no Wyoming."""

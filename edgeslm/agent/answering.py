@@ -18,6 +18,7 @@ def answer_request(
     device: str,
     *,
     accepted_s: float,
+    rule: str | None = None,
     on_text: OnText | None = None,
     should_stop: ShouldStop | None = None,
     paused_s: Callable[[], float] = float,
@@ -26,6 +27,7 @@ def answer_request(
 
     Args:
         accepted_s: monotonic time at which the request was accepted.
+        rule: the rule that asks, where one does.
         on_text: gets the answer piece by piece.
         should_stop: asked between tokens.
         paused_s: seconds that `should_stop` has paused for.
@@ -34,7 +36,7 @@ def answer_request(
         RequestError: the request can't be served.
         InferenceError: the runtime fails.
     """
-    span = meter.begin(Cause("prompt", model=model.name, id=request.id))
+    span = meter.begin(Cause("prompt", model=model.name, id=request.id, rule=rule))
     started_s = time.monotonic()
     try:
         answer = model.answer(request.prompt, request.options, on_text=on_text, should_stop=should_stop)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Literal
 
 from edgeslm.power.steward import Plan
-from edgeslm.schema.message import PromptRequest
+from edgeslm.schema.message import PromptRequest, Result
 
 ReplyForm = Literal["json", "text"]
 
@@ -40,6 +41,9 @@ class Job:
         settled: set once it is decided whether the prompt is on disk; its answer may not leave before.
         dropped: it is not on disk and has been refused: its answer is worth nothing.
         plan: what it will probably take, where there is a budget to decide by.
+        rule: the rule of this device that asks, where one does.
+        told: gets the answer of a prompt that this device asks itself, on the worker's thread. Such a one is in no
+            journal, and gives way to a waiting prompt of high priority: it is computed anew afterwards.
     """
 
     request: PromptRequest
@@ -50,6 +54,8 @@ class Job:
     settled: threading.Event = field(default_factory=threading.Event)
     dropped: bool = False
     plan: Plan | None = None
+    rule: str | None = None
+    told: Callable[[Result], None] | None = None
 
     @property
     def id(self) -> str:

@@ -160,6 +160,7 @@ class PowerSide:
                 max_tokens=max(1, min(asked, model.context_tokens - prompt_tokens)),
                 accepted_s=job.accepted_s,
                 deadline_s=job.deadline_s,
+                rule=job.rule,
             )
         )
 
@@ -203,6 +204,7 @@ class PowerSide:
                     id=job.id,
                     at_s=time.time() - result.receipt.total_ms / 1e3,
                     model=model,
+                    rule=job.rule,
                     priority=job.request.options.priority,
                     prompt_tokens=result.receipt.prompt_tokens,
                     completion_tokens=result.receipt.completion_tokens,

@@ -12,7 +12,7 @@ import queue
 import random
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Protocol
@@ -71,6 +71,15 @@ class _Published:
 
 
 @dataclass(frozen=True)
+class _Asked:
+    """A prompt of the device itself."""
+
+    request: PromptRequest
+    rule: str
+    told: Callable[[Result], None]
+
+
+@dataclass(frozen=True)
 class _ModelsChanged:
     """Other models are served than before."""
 
@@ -85,7 +94,7 @@ class _Stop:
     """Leave the dispatcher."""
 
 
-_Event = Message | _Connected | _Disconnected | _Published | _ModelsChanged | _Flush | _Stop
+_Event = Message | _Connected | _Disconnected | _Published | _Asked | _ModelsChanged | _Flush | _Stop
 
 
 class UpdateSide(Protocol):
@@ -106,6 +115,25 @@ class UpdateSide(Protocol):
 
     def stop(self) -> None:
         """End; afterwards nothing is swapped any more."""
+
+
+class RuleSide(Protocol):
+    """Rules of this device, which listen to topics of anybody and ask prompts of their own."""
+
+    def filters(self) -> list[tuple[str, int]]:
+        """What to subscribe to, with the quality of service."""
+
+    def on_message(self, message: Message) -> bool:
+        """A message came, of whichever topic; whether a rule listens to it. On the link's thread."""
+
+    def connected(self) -> None:
+        """The broker is there; on the dispatcher's thread."""
+
+    def start(self, agent: Agent) -> None:
+        """Begin."""
+
+    def stop(self) -> None:
+        """End; afterwards no rule does anything."""
 
 
 class OperationSide(Protocol):
@@ -134,6 +162,32 @@ class OperationSide(Protocol):
         """End; what is under way goes on in the next process."""
 
 
+class HomeSide(Protocol):
+    """What shows the device in a home."""
+
+    def connected(self) -> None:
+        """The broker is there; on the dispatcher's thread."""
+
+    def published(self, token: int) -> None:
+        """The broker has a message; on the dispatcher's thread."""
+
+    def commanded(self, topic: str) -> None:
+        """A command came; on the dispatcher's thread."""
+
+    def changed(self) -> None:
+        """Other models are served than before; on the dispatcher's thread."""
+
+    def start(self, agent: Agent) -> None:
+        """Begin; `agent` answers what people say.
+
+        Raises:
+            EdgeslmError: whatever keeps it from that.
+        """
+
+    def stop(self) -> None:
+        """End; nothing is asked of the agent any more."""
+
+
 class Agent:
     """One device agent. :meth:`start` returns at once; :meth:`stop` leaves nothing half done."""
 
@@ -151,6 +205,8 @@ class Agent:
         updates: UpdateSide | None = None,
         renewal: Renewal | None = None,
         operations: OperationSide | None = None,
+        rules: RuleSide | None = None,
+        home: HomeSide | None = None,
     ) -> None:
         """Take the parts.
 
@@ -162,6 +218,8 @@ class Agent:
             updates: changes the models, if anything does.
             renewal: keeps the certificate fresh, on a device that has one of a fleet.
             operations: do once what an operator asks for.
+            rules: turn readings into prompts, and answers into actions.
+            home: shows the device in a home, where it is to be seen in one.
         """
         self._identity = identity
         self._models = models if isinstance(models, ServedModels) else ServedModels(models)
@@ -170,6 +228,8 @@ class Agent:
         self._updates = updates
         self._renewal = renewal
         self._operations = operations
+        self._rules = rules
+        self._home = home
         self._link = link
         self._meter = meter
         self._journal = journal
@@ -210,6 +270,7 @@ class Agent:
 
     def on_message(self, message: Message) -> None:
         """Part of ``LinkEvents``."""
+        is_for_rules = self._rules is not None and self._rules.on_message(message)
         listener = self._listeners.get(message.topic)
         if listener is not None:
             listener(message)
@@ -217,6 +278,9 @@ class Agent:
             return
         if self._updates is not None and message.topic == self._updates.topic:
             self._updates.on_message(message)
+            message.acknowledge()
+            return
+        if is_for_rules and not self._is_ours(message.topic):
             message.acknowledge()
             return
         # Unacknowledged QoS 1 messages are bounded by the link's receive window; a flood of QoS 0 is shed here.
@@ -251,6 +315,27 @@ class Agent:
         self._link.unsubscribe([topic])
         self._listeners.pop(topic, None)
 
+    def change_filters(self, added: Sequence[tuple[str, int]], gone: Sequence[str]) -> None:
+        """Subscribe to more for the rules, and give up what they no longer listen to. From any thread."""
+        own = {name for name, _ in self._fixed_filters()} | set(self._pools.values())
+        if added := [(name, qos) for name, qos in added if name not in own]:
+            self._link.subscribe(added)
+        if gone := [name for name in gone if name not in own]:
+            self._link.unsubscribe(gone)
+
+    def ask(self, request: PromptRequest, rule: str, told: Callable[[Result], None]) -> None:
+        """Put a prompt of this device itself into the queue, on the account of `rule`. From any thread.
+
+        Args:
+            told: gets the answer, or the error instead of one; on a thread of the agent, where it only notes it.
+        """
+        self._inbox.put(_Asked(request, rule, told))
+
+    def take_back(self, request_ids: Sequence[str]) -> None:
+        """Nobody waits any more for prompts of :meth:`ask`. From any thread."""
+        for request_id in request_ids:
+            self._cancel(request_id)
+
     # --- life --------------------------------------------------------------------------------------------------
 
     def start(self) -> None:
@@ -270,6 +355,10 @@ class Agent:
         self._link.start(self, self._filters())
         if self._updates is not None:
             self._updates.start()
+        if self._rules is not None:
+            self._rules.start(self)
+        if self._home is not None:
+            self._home.start(self)
 
     def wait_connected(self, timeout_s: float | None = None) -> bool:
         """Wait for the broker; ``False`` if it did not accept us within `timeout_s`."""
@@ -277,6 +366,10 @@ class Agent:
 
     def stop(self) -> None:
         """Finish the running prompt, say goodbye, close the journal. Waiting prompts run after a restart."""
+        if self._home is not None:
+            self._home.stop()
+        if self._rules is not None:
+            self._rules.stop()
         if self._operations is not None:
             self._operations.stop()
         if self._updates is not None:
@@ -302,6 +395,25 @@ class Agent:
             return len(self._jobs)
 
     def _filters(self) -> list[tuple[str, int]]:
+        own = self._own_filters()
+        if self._rules is None:
+            return own
+        names = {name for name, _ in own}
+        return own + [(name, qos) for name, qos in self._rules.filters() if name not in names]
+
+    def _is_ours(self, topic: str) -> bool:
+        """Whether a message on `topic` is for the agent itself, whoever else listens to it."""
+        own = topics.device_topic(self._identity.fleet, self._identity.device, "prompt").removesuffix(
+            "prompt"
+        )
+        return topic.startswith(own) or any(name.endswith(f"/{topic}") for name in self._pools.values())
+
+    def _own_filters(self) -> list[tuple[str, int]]:
+        fixed = self._fixed_filters()
+        self._pools = self._pool_filters()
+        return fixed + [(name, 1) for name in self._pools.values()]
+
+    def _fixed_filters(self) -> list[tuple[str, int]]:
         fleet, device = self._identity.fleet, self._identity.device
         filters = [
             (topics.device_topic(fleet, device, "prompt"), 1),
@@ -315,8 +427,7 @@ class Agent:
             filters.append((self._renewal.topic, 1))
         if self._operations is not None:
             filters.append((self._operations.filter, 1))
-        self._pools = self._pool_filters()
-        return filters + [(name, 1) for name in self._pools.values()]
+        return filters
 
     def _pool_filters(self) -> dict[str, str]:
         """The subscription to each pool that this device takes prompts from, by model."""
@@ -399,32 +510,46 @@ class Agent:
             case Message():
                 self._receive(event)
             case _Published(token):
-                self._outbox.published(token)
-                self._acknowledge_delayed()
-                if self._renewal is not None:
-                    self._renewal.published(token)
-                if self._operations is not None:
-                    self._operations.published(token)
+                self._note_published(token)
+            case _Asked():
+                self._take_own(event)
             case _ModelsChanged():
                 self._models_changed()
             case _Flush():
                 self._acknowledge_delayed()
             case _Connected():
-                self._announce()
-                self._outbox.connected()
-                self._connected.set()
-                if self._renewal is not None:
-                    self._renewal.connected()
-                if self._updates is not None:
-                    self._updates.connected()
-                if self._operations is not None:
-                    self._operations.connected()
-                if self._telemetry is not None:
-                    self._telemetry.connected()
+                self._note_connected()
             case _Disconnected(reason):
                 self._connected.clear()
                 log.warning("broker lost: %s", reason)
                 self._outbox.disconnected()
+
+    def _note_connected(self) -> None:
+        self._announce()
+        self._outbox.connected()
+        self._connected.set()
+        if self._renewal is not None:
+            self._renewal.connected()
+        if self._updates is not None:
+            self._updates.connected()
+        if self._operations is not None:
+            self._operations.connected()
+        if self._telemetry is not None:
+            self._telemetry.connected()
+        if self._rules is not None:
+            self._rules.connected()
+        if self._home is not None:
+            self._home.connected()
+
+    def _note_published(self, token: int) -> None:
+        self._outbox.published(token)
+        self._acknowledge_delayed()
+        if self._renewal is not None:
+            self._renewal.published(token)
+        if self._operations is not None:
+            self._operations.published(token)
+        if self._home is not None:
+            self._home.published(token)
 
     def _look_at_certificate(self) -> None:
         if self._renewal is None:
@@ -442,6 +567,8 @@ class Agent:
             return
         if self._operations is not None and self._operations.takes(message.topic):
             self._operations.receive(message)
+            if self._home is not None:
+                self._home.commanded(message.topic)
             return
         decision = intake.read(message, identity.fleet, identity.device, self._limits.max_body_bytes)
         match decision:
@@ -490,6 +617,25 @@ class Agent:
             self._forget(job)
             raise
         self._accepting.append((job, message))
+
+    def _take_own(self, asked: _Asked) -> None:
+        """Queue a prompt of the device itself, or tell why not."""
+        job: Job | None = None
+        try:
+            self._check(asked.request)
+            if len(self._queue) + len(self._accepting) >= self._limits.max_queue:
+                raise BusyError(f"{self._limits.max_queue} prompts are waiting")
+            job = self._job(asked.request, [], time.monotonic())
+            job.rule, job.told = asked.rule, asked.told
+            job.settled.set()
+            if self._power is not None:
+                self._power.admit(job, self._models, self._waiting_jobs)
+        except EdgeslmError as error:
+            if job is not None:
+                self._forget(job)
+            asked.told(intake.error_result(asked.request.id, self._identity.device, error))
+            return
+        self._queue.push(job)
 
     def _waiting_jobs(self) -> list[Job]:
         return [*self._queue.waiting(), *(job for job, _ in self._accepting)]
@@ -591,6 +737,8 @@ class Agent:
         if gone := [before[name] for name in before.keys() - self._pools.keys()]:
             self._link.unsubscribe(gone)
         self._tell_info()
+        if self._home is not None:
+            self._home.changed()
 
     def _announce(self) -> None:
         self._link.publish(self._availability("online"))

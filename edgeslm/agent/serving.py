@@ -118,6 +118,14 @@ class ServedModels:
                 raise UnknownModelError(f"model '{name or 'default'}' is not served here (served: {served})")
             return self._models[found]
 
+    def prefer(self, name: str) -> None:
+        """Let `name` be the default; a name that is not served changes nothing."""
+        with self._names:
+            if name not in self._models or next(iter(self._models)) == name:
+                return
+            self._models = {name: self._models[name], **self._models}
+        self.on_change()
+
     @contextmanager
     def turn(self, name: str | None) -> Iterator[Model]:
         """Compute a prompt with the model that serves `name`, or the default, until the block ends.

@@ -147,6 +147,8 @@ class Worker:
             started = time.monotonic()
             job = turn.job
             result = self._result(turn)
+            if self._gave_way(job, result):
+                continue
             self.mean_job_s += 0.1 * (time.monotonic() - started - self.mean_job_s)
             self._file(job, result)
             self._report(job, result)
@@ -208,11 +210,15 @@ class Worker:
             topic = topics.id_topic(self._fleet, self._device, "stream", request.id)
             stream = DeltaStream(self._link, topic, request.id)
 
+        passed_over = self._queue.rival()
+
         def should_stop() -> FinishReason | None:
             if job.cancelled.is_set():
                 return "cancelled"
             if job.expired(time.monotonic()):
                 return "deadline"
+            if self._gives_way(job, passed_over):
+                return "cancelled"
             return None if pacing is None else pacing.step()
 
         result = answer_request(
@@ -221,6 +227,7 @@ class Worker:
             request,
             self._device,
             accepted_s=job.accepted_s,
+            rule=job.rule,
             on_text=stream.push if stream is not None else None,
             should_stop=should_stop,
             paused_s=lambda: 0.0 if pacing is None else pacing.paused_s,
@@ -229,9 +236,31 @@ class Worker:
             stream.flush()
         return result
 
+    def _gives_way(self, job: Job, passed_over: Job | None) -> bool:
+        """Whether a prompt of this device's own makes room for one of high priority.
+
+        Args:
+            passed_over: one that waited already when `job` was chosen, for energy that `job` does not need.
+        """
+        if job.told is None or job.request.options.priority == "high":
+            return False
+        rival = self._queue.rival()
+        return rival is not None and rival is not passed_over
+
+    def _gave_way(self, job: Job, result: Result) -> bool:
+        """Whether `job` was stopped for another's sake; it waits again then."""
+        if result.finish_reason != "cancelled" or job.told is None or job.cancelled.is_set():
+            return False
+        self._queue.push(job)
+        return True
+
     def _file(self, job: Job, result: Result) -> None:
         # The prompt's own record is synced while the model computes; an answer must not overtake it.
         job.settled.wait()
+        if job.told is not None:
+            self._forget(job)
+            job.told(result)
+            return
         if job.dropped:
             self._forget(job)
             return

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from edgeslm.agent.power_side import PowerSide
     from edgeslm.agent.recent_log import RecentLog
     from edgeslm.agent.renewal import Renewal
+    from edgeslm.agent.rules.runner import RuleRunner
     from edgeslm.agent.service import Agent
     from edgeslm.cli.wiring_config import Settings
     from edgeslm.cli.wiring_updates import Updates
@@ -43,6 +44,7 @@ log = logging.getLogger(__name__)
 BUILTIN = "builtin:"
 CACHE_NAME = "cache"
 IDENTITY_NAME = "identity"
+RULES_NAME = "rules"
 _TRIAL_PROMPTS = 3
 _TRIAL_TOKENS = 24
 
@@ -205,6 +207,7 @@ def build_agent(
     on_restart: Callable[[], None] = _stay,
     recent_log: RecentLog | None = None,
     settings: Settings | None = None,
+    on_hang: Callable[[], None] | None = None,
 ) -> Agent:
     """An agent over MQTT, its models loaded and proved.
 
@@ -214,6 +217,7 @@ def build_agent(
         on_restart: told, on a thread of the agent, when the agent is to be stopped and begun anew.
         recent_log: the latest lines of the log, for diagnostics.
         settings: how `config` came about; without them nothing can be set from afar.
+        on_hang: replaces this process when a release on probation hangs; ``None`` watches nothing.
 
     Raises:
         EdgeslmError: whatever keeps it from running, each with its own class.
@@ -222,6 +226,7 @@ def build_agent(
     from edgeslm.agent.journal import Journal  # noqa: PLC0415
     from edgeslm.agent.service import Agent  # noqa: PLC0415
     from edgeslm.agent.serving import ServedModels  # noqa: PLC0415
+    from edgeslm.cli.wiring_home import build_home  # noqa: PLC0415
     from edgeslm.cli.wiring_operations import AgentParts, build_operations  # noqa: PLC0415
     from edgeslm.link.mqtt import MqttLink  # noqa: PLC0415
     from edgeslm.power.boards import choose_board  # noqa: PLC0415
@@ -250,7 +255,7 @@ def build_agent(
         if steward is not None and not steward.knows(model.name):
             try_out(model, board, steward)
 
-    updates = _build_updates(config, identity, files, board, power, threads, link)
+    updates = _build_updates(config, identity, files, board, power, threads, link, on_hang)
     try:
         if updates is None:
             store_dir = config.state_dir / "models"
@@ -261,7 +266,7 @@ def build_agent(
             models = updates.boot(load)
         for model in models.values():
             warm(model)
-        served = ServedModels(models, load, warm)
+        served = ServedModels(models, load if updates is None else updates.watched(load), warm)
         parts = AgentParts(config, identity, power, served, link, updates, log=recent_log, settings=settings)
         limits = config.limits
         agent = Agent(
@@ -281,6 +286,8 @@ def build_agent(
             updates=None if updates is None else updates.following,
             renewal=None if identity is None else build_renewal(config, identity, board, link, on_restart),
             operations=build_operations(parts, on_restart),
+            rules=_build_rules(config, config_dir, power, has_file=bool(settings and settings.path)),
+            home=build_home(parts, config_dir, board, listeners),
         )
         parts.agent = agent
         if updates is not None:
@@ -346,6 +353,28 @@ def _package_files(config: AgentConfig, config_dir: Path) -> dict[str, Path]:
     return files
 
 
+def _build_rules(
+    config: AgentConfig, config_dir: Path, power: PowerSide, *, has_file: bool
+) -> RuleRunner | None:
+    """What runs the device's rules; its code is loaded only where there are any.
+
+    Args:
+        has_file: `config` comes from a file, beside which there may be rules.
+
+    Raises:
+        JournalError: their trace cannot be kept.
+    """
+    paths = [path if path.is_absolute() else config_dir / path for path in config.rules]
+    if not paths:
+        places = [config_dir / RULES_NAME] if has_file else []
+        paths = [path for path in (*places, config.state_dir / RULES_NAME) if path.is_dir()]
+    if not paths:
+        return None
+    from edgeslm.cli.wiring_rules import build_runner  # noqa: PLC0415
+
+    return build_runner(paths, config.state_dir, power.telemetry)
+
+
 def _build_updates(
     config: AgentConfig,
     identity: Identity | None,
@@ -354,6 +383,7 @@ def _build_updates(
     power: PowerSide,
     threads: int,
     link: Link,
+    on_hang: Callable[[], None] | None,
 ) -> Updates | None:
     """What updates the models; its code is loaded only where something does."""
     if identity is None or config.updates.releases == NO_RELEASES:
@@ -371,6 +401,7 @@ def _build_updates(
         power,
         threads,
         link.publish,
+        on_hang,
     )
 
 

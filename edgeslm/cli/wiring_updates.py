@@ -21,6 +21,7 @@ from edgeslm.agent.update.change import Wanted
 from edgeslm.agent.update.journal import UpdateJournal
 from edgeslm.agent.update.ports import Cancelled, DeviceFacts, EnergyCount, OnBytes
 from edgeslm.agent.update.updater import Updater
+from edgeslm.agent.update.watchdog import Watchdog, kernel_alarm
 from edgeslm.cli.wiring import CACHE_NAME
 from edgeslm.clock import clock_is_set
 from edgeslm.delivery.deliver import deliver
@@ -439,7 +440,6 @@ class Updates:
 
     Attributes:
         following: to be started and stopped with the agent. It has to be stopped whatever happens after :meth:`boot`.
-        judge: asks the release repository.
         where: address or directory of that, or ``mqtt:``.
         judge: says what is to be trusted.
         reports: what the device reports.
@@ -454,6 +454,7 @@ class Updates:
         device: BoardDevice,
         publish: Callable[[Message], int | None],
         follow_budget: Callable[[str | None], None],
+        on_hang: Callable[[], None] | None = None,
     ) -> None:
         """Put it together.
 
@@ -462,6 +463,7 @@ class Updates:
             files: the packages of the factory.
             publish: over the agent's link.
             follow_budget: takes the budget of an assignment.
+            on_hang: replaces this process when a release on probation hangs; ``None`` watches nothing.
 
         Raises:
             UsageError: `releases` is none of them.
@@ -487,18 +489,21 @@ class Updates:
         self.reports = reports = Reports(topics.device_topic(facts.fleet, facts.device, "reported"), publish)
         self._device = device
         self._config = config
+        policy = config.updates.policy
+        self._watchdog = None if on_hang is None else Watchdog(journal, policy, on_hang, kernel_alarm)
         self._updater = Updater(
             journal,
             store,
             device,
-            config.updates.policy,
+            policy,
             files,
             on_report=reports.report,
             boot_id=boot_id() or "",
+            watchdog=self._watchdog,
         )
         self.following = Following(self._updater, judge, assigned, reports, journal.assignment, follow_budget)
         self._releases = CheckedReleases(judge, assigned)
-        self.judge, self.where = judge, releases
+        self.where = releases
         self._store = store
 
     @property
@@ -506,12 +511,17 @@ class Updates:
         """What follows the assignments."""
         return self._updater
 
+    def watched(self, load: Callable[[InstalledPackage], Model]) -> Callable[[InstalledPackage], Model]:
+        """As `load`, by which models of the agent are to be loaded from :meth:`boot` on."""
+        return load if self._watchdog is None else self._watchdog.watched(load)
+
     def boot(self, load: Callable[[InstalledPackage], Model]) -> dict[str, Model]:
         """The models to serve, loaded; where one does not load, what served before it.
 
         Raises:
             EdgeslmError: none can be served: why the first one cannot.
         """
+        load = self.watched(load)
         models: dict[str, Model] = {}
         first: EdgeslmError | None = None
         for name, installed in self._updater.boot().items():
@@ -559,6 +569,7 @@ def build_updates(
     power: PowerSide,
     threads: int,
     publish: Callable[[Message], int | None],
+    on_hang: Callable[[], None] | None = None,
 ) -> Updates | None:
     """What updates the models of an agent; ``None`` where its fleet has no releases.
 
@@ -569,6 +580,7 @@ def build_updates(
         power: measures the board, and takes the fleet's budget; not started yet.
         threads: that a model computes with.
         publish: over the agent's link.
+        on_hang: replaces this process when a release on probation hangs.
 
     Raises:
         EdgeslmError: it cannot be put together.
@@ -578,4 +590,4 @@ def build_updates(
         return None
     battery = config.budget.battery or BatteryBudget()
     device = BoardDevice(identity.facts.device, board, power.monitor, threads, battery.reserve_share)
-    return Updates(config, identity, releases, files, device, publish, power.follow_budget)
+    return Updates(config, identity, releases, files, device, publish, power.follow_budget, on_hang)

@@ -60,6 +60,7 @@ class Ask:
         accepted_s: monotonic.
         deadline_s: monotonic, or ``None``.
         max_tokens: most tokens of the answer.
+        rule: the rule that asks, where one does.
     """
 
     id: str
@@ -69,6 +70,7 @@ class Ask:
     max_tokens: int
     accepted_s: float
     deadline_s: float | None
+    rule: str | None = None
 
 
 @dataclass(slots=True)
@@ -327,6 +329,7 @@ class Steward:
                 id=plan.ask.id,
                 at_s=wall_s - (now_s - plan.ask.accepted_s),
                 model=plan.ask.model,
+                rule=plan.ask.rule,
                 priority=plan.ask.priority,
                 prompt_tokens=plan.ask.prompt_tokens,
                 completion_tokens=None if spent is None else spent.completion_tokens,

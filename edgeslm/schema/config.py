@@ -106,6 +106,26 @@ class UpdatesConfig(FileModel):
     policy: UpdatePolicy = UpdatePolicy()
 
 
+class HomeAssistantConfig(FileModel):
+    """How the device shows itself in Home Assistant, and what it may do in the home.
+
+    Attributes:
+        enabled: announce the device, its sensors and its controls.
+        prefix: of the discovery topics, as it is set in Home Assistant.
+        home: a map of areas and entities, relative to this file; without one no answer is carried out.
+        wyoming_port: port on which Assist hands sentences over; ``None`` opens none.
+        wyoming_host: address of that port; the default can only be reached from the device itself.
+    """
+
+    enabled: bool = False
+    prefix: Annotated[
+        str, StringConstraints(pattern=r"^[A-Za-z0-9_-]+(/[A-Za-z0-9_-]+)*$", max_length=128)
+    ] = "homeassistant"
+    home: Path | None = None
+    wyoming_port: Annotated[int, Field(ge=1, le=65535)] | None = None
+    wyoming_host: Annotated[str, StringConstraints(min_length=1, max_length=255)] = "127.0.0.1"
+
+
 class AgentConfig(FileModel):
     """Everything that one agent needs to know.
 
@@ -117,6 +137,9 @@ class AgentConfig(FileModel):
         budget: what the device may draw; the default restrains nothing.
         metrics: what it tells about itself.
         updates: how it follows assignments, once it belongs to a fleet.
+        homeassistant: how it shows itself in Home Assistant.
+        rules: files of rules, and directories of them, relative to this file; by default ``rules`` beside this file
+            and in the state directory, where there are such.
     """
 
     fleet: Identifier = "home"
@@ -133,6 +156,8 @@ class AgentConfig(FileModel):
     budget: Budget = Budget()
     metrics: MetricsConfig = MetricsConfig()
     updates: UpdatesConfig = UpdatesConfig()
+    homeassistant: HomeAssistantConfig = HomeAssistantConfig()
+    rules: Annotated[tuple[Path, ...], Field(max_length=32)] = ()
 
     @field_validator("models")
     @classmethod

@@ -23,6 +23,8 @@ EventType = Literal[
     "budget_exhausted",
     "budget_available",
     "budget_exceeded",
+    "rule",
+    "rules",
 ]
 
 

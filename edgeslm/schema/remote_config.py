@@ -35,6 +35,7 @@ SETTABLE: Final[dict[str, frozenset[str] | None]] = {
     "pool": None,
     "power": frozenset({"sample_hz", "hwmon", "plug", "disabled"}),
     "updates": frozenset({"sources", "is_metered", "delivery", "policy"}),
+    "homeassistant": frozenset({"enabled", "prefix"}),
     "broker": frozenset({"host", "port", "protocol", "keepalive_s", "session_expiry_s"}),
 }
 """What may be set from afar; of some sections only these keys."""
@@ -46,10 +47,14 @@ _REASONS: Final = {
     "board": "the board is what the device is",
     "models": "models are assigned; see edgeslm fleet assign",
     "runtime": "the runtime is what is installed on the board",
+    "rules": "it names places on the device",
     "power.vcgencmd": "it names a program that the device runs",
     "power.root": "it names a place on the device",
     "power.calibration_file": "it names a place on the device",
     "updates.releases": "from there comes what the device trusts, changes of its settings included",
+    "homeassistant.home": "it names a place on the device",
+    "homeassistant.wyoming_port": "whoever reaches that port is heard",
+    "homeassistant.wyoming_host": "whoever reaches that port is heard",
     "broker.username": "how the device logs in comes with its identity",
     "broker.password_file": "how the device logs in comes with its identity",
     "broker.ca_file": "how the device logs in comes with its identity",

@@ -35,6 +35,7 @@ FAILURES: Final[frozenset[MemberStatus]] = frozenset(("failed", "silent", "stuck
 
 DEFAULT_WAVES = "1 per board, 10%, 50%, 100%"
 MAX_WAVES = 20
+LEAST_CHANGE, LARGEST_CHANGE, MAX_PROMPTS = -0.99, 10.0, 1_000_000
 
 _WAVE = re.compile(
     r"(?:(?P<per>\d{1,3}) per board|(?P<percent>\d{1,3}) ?%|(?P<count>\d{1,6})|group (?P<group>\S{1,64}))"
@@ -42,6 +43,7 @@ _WAVE = re.compile(
 _WINDOW = re.compile(r"(\d{2}:\d{2})-(\d{2}:\d{2})(?: (\S{1,64}))?")
 
 Text = Annotated[str, StringConstraints(max_length=500)]
+_Believable = Annotated[float, Field(ge=LEAST_CHANGE, le=LARGEST_CHANGE, allow_inf_nan=False)]
 
 
 class Wave(FileModel):
@@ -188,15 +190,18 @@ class RolloutPlan(FileModel):
 
 
 class Figure(FileModel):
-    """What one device measured of one criterion, as far as a rollout uses it; see ``CriterionVerdict``."""
+    """What one device measured of one criterion, as far as a rollout uses it; see ``CriterionVerdict``.
+
+    Bounded, as devices say it: what is beyond is not believed.
+    """
 
     name: Criterion
     outcome: Literal["pass", "fail", "inconclusive", "not_measured"]
-    change: float | None = None
-    low: float | None = None
-    high: float | None = None
-    limit: float | None = None
-    prompts: int = 0
+    change: _Believable | None = None
+    low: _Believable | None = None
+    high: _Believable | None = None
+    limit: _Believable | None = None
+    prompts: Annotated[int, Field(ge=0, le=MAX_PROMPTS)] = 0
 
 
 # --- what is shown ------------------------------------------------------------------------------------------

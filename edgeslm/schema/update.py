@@ -107,8 +107,8 @@ class UpdatePolicy(FileModel):
         max_attempts: tries at a step whose failure is not the release's fault, where time alone does not mend it.
         retry_s: pause before the second try; it doubles from try to try,
         max_retry_s: up to this.
-        load_s: longest that loading may take in a trial.
-        answer_s: longest that one answer may take in a trial.
+        load_s: longest that loading may take, in a trial and in the agent.
+        answer_s: longest that one answer may take in a trial, and a token of it in the agent.
         spare_mb: memory that a trial leaves alone.
     """
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from edgeslm.errors import ConfigError
-from edgeslm.schema.config import AgentConfig, BrokerConfig, UpdatesConfig
+from edgeslm.schema.config import AgentConfig, BrokerConfig, HomeAssistantConfig, UpdatesConfig
 from edgeslm.schema.power import MetersConfig
 from edgeslm.schema.remote_config import (
     MAX_SETTINGS_CHARS,
@@ -78,7 +78,12 @@ def test_a_key_that_may_not_be_set_from_afar_is_refused_by_name_and_with_the_rea
 
 
 def test_every_setting_of_the_agent_may_be_set_or_has_a_reason_why_not() -> None:
-    sections = {"broker": BrokerConfig, "power": MetersConfig, "updates": UpdatesConfig}
+    sections = {
+        "broker": BrokerConfig,
+        "power": MetersConfig,
+        "updates": UpdatesConfig,
+        "homeassistant": HomeAssistantConfig,
+    }
     names = [name for name in AgentConfig.model_fields if name not in sections]
     names += [f"{section}.{key}" for section, model in sections.items() for key in model.model_fields]
     for name in names:

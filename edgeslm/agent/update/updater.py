@@ -31,6 +31,7 @@ from edgeslm.agent.update.machine import effect_of, serves
 from edgeslm.agent.update.ports import Delivery, Device, Releases, Serving
 from edgeslm.agent.update.reporting import NameStatus, report_models
 from edgeslm.agent.update.trials import Trials
+from edgeslm.agent.update.watchdog import Watchdog
 from edgeslm.errors import JournalError, StoreError
 from edgeslm.models.store import ModelStore
 from edgeslm.schema.config import RuntimeChoice
@@ -94,6 +95,7 @@ class Updater:
         *,
         on_report: Callable[[Reported], None],
         boot_id: str,
+        watchdog: Watchdog | None = None,
     ) -> None:
         """Take the parts.
 
@@ -101,6 +103,7 @@ class Updater:
             factory: package files that serve where no assignment says otherwise, and that are fallen back to.
             on_report: told on the updater's thread whenever there is something new to report.
             boot_id: see :func:`edgeslm.procfs.boot_id`; empty where the kernel does not say.
+            watchdog: watches what serves from :meth:`boot` to :meth:`stop`, where something does.
 
         Raises:
             JournalError: the journal cannot be read.
@@ -112,6 +115,7 @@ class Updater:
         self._factory_files = factory
         self._on_report = on_report
         self._boot_id = boot_id
+        self._watchdog = watchdog
         self._changes = Changes(journal, store, policy)
         self._wanted = {wanted.name: wanted for wanted in journal.wanted()}
         self._assignment = journal.assignment
@@ -138,6 +142,8 @@ class Updater:
         self._factory, packages = boot(
             self._changes, self._journal, self._store, self._factory_files, self._boot_id
         )
+        if self._watchdog is not None:
+            self._watchdog.start()
         return packages
 
     def load_failed(self, installed: InstalledPackage, detail: str) -> InstalledPackage | None:
@@ -187,6 +193,8 @@ class Updater:
 
         Whoever booted has to stop, even where nothing was started: a run without an end counts as a crash.
         """
+        if self._watchdog is not None:
+            self._watchdog.stop()
         self._ending.set()
         self._inbox.put(_Wake())
         if self._thread.is_alive():
