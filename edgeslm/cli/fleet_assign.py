@@ -21,7 +21,6 @@ from edgeslm.cli.fleet_common import (
     print_table,
     yes_option,
 )
-from edgeslm.cli.fleet_join import duration
 from edgeslm.cli.fleet_release_common import (
     find_release,
     keys_of,
@@ -30,6 +29,7 @@ from edgeslm.cli.fleet_release_common import (
     parse_release,
 )
 from edgeslm.cli.output import json_option, print_json, reporting_errors
+from edgeslm.cli.times import duration
 from edgeslm.clock import utc_now
 from edgeslm.errors import LinkError, UsageError
 

@@ -23,13 +23,12 @@ from edgeslm.cli.fleet_common import (
     print_table,
     yes_option,
 )
-from edgeslm.cli.fleet_history import moment
-from edgeslm.cli.fleet_join import duration
 from edgeslm.cli.fleet_metrics import opened_metrics
 from edgeslm.cli.fleet_release_common import keys_of, keys_option, open_repository
 from edgeslm.cli.fleet_select import Selection, select_arguments
 from edgeslm.cli.output import json_option, print_json, reporting_errors
 from edgeslm.cli.power_words import energy_text, power_text, time_text
+from edgeslm.cli.times import duration, moment
 from edgeslm.clock import utc_now
 from edgeslm.errors import BudgetConfigError, UsageError
 

@@ -25,7 +25,6 @@ from edgeslm.cli.fleet_common import (
     print_table,
     yes_option,
 )
-from edgeslm.cli.fleet_join import duration
 from edgeslm.cli.fleet_select import Selection, select_arguments
 from edgeslm.cli.output import (
     CommandGroup,
@@ -35,6 +34,7 @@ from edgeslm.cli.output import (
     reporting_errors,
     stopped_by_signals,
 )
+from edgeslm.cli.times import duration
 from edgeslm.clock import utc_now
 from edgeslm.errors import FleetError, UsageError
 

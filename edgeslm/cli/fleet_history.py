@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Sequence
-from datetime import UTC, datetime
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
 from edgeslm.cli.fleet_common import Fleet, fleet_options, note, open_fleet, print_table
-from edgeslm.cli.fleet_join import duration
 from edgeslm.cli.fleet_select import Selection, select_arguments
 from edgeslm.cli.output import json_option, print_json, printable, reporting_errors, stopped_by_signals
-from edgeslm.clock import utc_now
+from edgeslm.cli.times import moment
 
 if TYPE_CHECKING:
     from edgeslm.fleet.history import EventFilter
@@ -22,26 +21,6 @@ if TYPE_CHECKING:
 
 _POLL_S = 1.0
 _MAX_SHOWN = 100_000
-
-
-def moment(text: str | datetime) -> datetime:
-    """A time: how long ago (``30min``, ``2h``, ``7d``), or a date, with a time of day if wanted (``2026-01-31T12:00``).
-
-    A date without a zone is one of this machine's.
-
-    Raises:
-        ValueError: it is neither; click makes a usage error of it.
-    """
-    if isinstance(text, datetime):
-        return text
-    try:
-        return utc_now() - duration(text)
-    except ValueError:
-        pass
-    try:
-        return datetime.fromisoformat(text).astimezone(UTC)
-    except OverflowError as error:  # in the year 1, or 9999
-        raise ValueError(text) from error
 
 
 since_option = click.option(

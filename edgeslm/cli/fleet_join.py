@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import time
 from datetime import timedelta
 from pathlib import Path
@@ -22,29 +21,15 @@ from edgeslm.cli.fleet_common import (
     print_table,
 )
 from edgeslm.cli.output import json_option, print_json, reporting_errors
+from edgeslm.cli.times import duration
 from edgeslm.clock import utc_now
 from edgeslm.errors import UsageError
 
 if TYPE_CHECKING:
     from edgeslm.fleet.claims import NewClaim
 
-_UNITS = {"min": timedelta(minutes=1), "h": timedelta(hours=1), "d": timedelta(days=1)}
 _WAIT_POLL_S = 0.5
 _MAX_CLAIMS = 10_000
-
-
-def duration(text: str | timedelta) -> timedelta:
-    """A number with ``min``, ``h`` or ``d``.
-
-    Raises:
-        ValueError: it is none; click makes a usage error of it.
-    """
-    if isinstance(text, timedelta):
-        return text
-    match = re.fullmatch(r"(\d{1,5})\s*(min|h|d)", text)
-    if match is None or int(match[1]) == 0:
-        raise ValueError(text)
-    return int(match[1]) * _UNITS[match[2]]
 
 
 @click.command()

@@ -13,7 +13,6 @@ import click
 from pydantic import ValidationError
 
 from edgeslm.cli.fleet_common import Fleet, fleet_options, naming_the_extra, note, open_fleet
-from edgeslm.cli.fleet_join import duration
 from edgeslm.cli.fleet_select import Selection
 from edgeslm.cli.output import (
     StopEvent,
@@ -23,6 +22,7 @@ from edgeslm.cli.output import (
     reporting_errors,
     stopped_by_signals,
 )
+from edgeslm.cli.times import duration
 from edgeslm.clock import utc_now
 from edgeslm.codec import describe
 from edgeslm.errors import FleetError, LinkError, NoAnswerError

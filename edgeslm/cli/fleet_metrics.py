@@ -13,10 +13,9 @@ import click
 
 from edgeslm.cli.fleet_common import Fleet, fleet_options, naming_the_extra, note, open_fleet, print_table
 from edgeslm.cli.fleet_figures import blocks, change_text, column_title, value_text
-from edgeslm.cli.fleet_history import moment
-from edgeslm.cli.fleet_join import duration
 from edgeslm.cli.fleet_select import Selection, select_arguments
 from edgeslm.cli.output import json_option, print_json, printable, reporting_errors
+from edgeslm.cli.times import duration, moment
 from edgeslm.clock import utc_now
 from edgeslm.errors import UsageError
 

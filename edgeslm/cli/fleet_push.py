@@ -20,12 +20,12 @@ from edgeslm.cli.fleet_common import (
     open_fleet,
     yes_option,
 )
-from edgeslm.cli.fleet_join import duration
 from edgeslm.cli.fleet_push_rehearsal import parse_effects, rehearse_push
 from edgeslm.cli.fleet_release_common import find_release, keys_option, open_repository
 from edgeslm.cli.fleet_rollout_common import carry_out, detail
 from edgeslm.cli.fleet_select import Selection, select_options
 from edgeslm.cli.output import json_option, print_json, printable, reporting_errors, stopped_by_signals
+from edgeslm.cli.times import duration
 from edgeslm.clock import utc_now
 from edgeslm.codec import describe
 from edgeslm.errors import UsageError

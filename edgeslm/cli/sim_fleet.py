@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import re
 import sys
 import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -25,6 +25,7 @@ from edgeslm.cli.fleet_common import (
     yes_option,
 )
 from edgeslm.cli.output import json_option, print_json, printable, reporting_errors, stopped_by_signals
+from edgeslm.cli.times import duration
 from edgeslm.clock import utc_now
 
 if TYPE_CHECKING:
@@ -35,25 +36,10 @@ if TYPE_CHECKING:
     from edgeslm.sim.fleet_device import SimulatedDevice
     from edgeslm.sim.rehearsal import Stage
 
-_UNITS_S = {"s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0}
 _SHOW_S = 2.0
 _POLL_S = 0.2
 _CONNECT_TIMEOUT_S = 10.0
 _KEPT = "simulated"
-
-
-def span_s(text: str | float) -> float:
-    """A number with ``s``, ``m`` or ``h``, in seconds.
-
-    Raises:
-        ValueError: it is none; click makes a usage error of it.
-    """
-    if isinstance(text, float | int):
-        return float(text)
-    match = re.fullmatch(r"(\d{1,6}(?:\.\d{1,3})?)\s*(s|m|min|h)", text)
-    if match is None or float(match[1]) == 0:
-        raise ValueError(text)
-    return float(match[1]) * _UNITS_S[match[2]]
 
 
 @click.command()
@@ -93,7 +79,9 @@ def fleets(as_json: bool) -> None:
     type=click.FloatRange(0, 1e5, min_open=True),
     help="Simulated seconds in a real one, in the place of the scenario's own.",
 )
-@click.option("--for", "for_s", type=span_s, help="How long, such as 10m; default is until Ctrl-C.")
+@click.option(
+    "--for", "lasting", type=duration, metavar="TIME", help="How long, such as 10m; default is until Ctrl-C."
+)
 @click.option(
     "--preset",
     is_flag=True,
@@ -111,7 +99,7 @@ def fleet(
     devices: int | None,
     seed: int | None,
     speed: float | None,
-    for_s: float | None,
+    lasting: timedelta | None,
     preset: bool,
     retire: bool,
     yes: bool,
@@ -142,7 +130,7 @@ def fleet(
         else:
             opened = open_fleet(fleet_dir, None, passphrase_file)
             running = stack.enter_context(_in_fleet(opened, scenario, preset=preset, retire=retire))
-        summary = _watch(running, stop, for_s)
+        summary = _watch(running, stop, None if lasting is None else lasting.total_seconds())
     _print(summary, as_json=as_json)
     if summary.phases.get("rejected", 0) or summary.phases.get("joining", 0):
         sys.exit(PARTLY)

@@ -18,7 +18,6 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from benchmarks.update_fleet_rig import HOST, FleetRig, fleet_rig, free_ports
 from edgeslm.cli.sim import sim
-from edgeslm.cli.sim_fleet import span_s
 from edgeslm.clock import utc_now
 from edgeslm.fleet.certificates import take_presence
 from edgeslm.fleet.directory import create_fleet
@@ -79,12 +78,7 @@ def test_fleets_are_listed_with_their_titles() -> None:
     assert [one["name"] for one in json.loads(invoke("fleets", "--json").stdout)] == list(shipped_fleets())
 
 
-@pytest.mark.parametrize(("text", "seconds"), [("90s", 90), ("10m", 600), ("1.5h", 5400), ("2 min", 120)])
-def test_a_length_of_time_has_a_unit(text: str, seconds: float) -> None:
-    assert span_s(text) == seconds
-
-
-@pytest.mark.parametrize("text", ["10", "0s", "-1s", "1d", "nan", ""])
+@pytest.mark.parametrize("text", ["10", "0s", "-1s", "nan", ""])
 def test_refuses_a_length_of_time_that_is_none(text: str) -> None:
     assert invoke("fleet", "quiet", "--for", text).exit_code == 2
 
