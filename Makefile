@@ -11,7 +11,7 @@ ASYNCAPI_PARSER_VERSION := 3.6.3
 PYSPARKPLUG_VERSION := 0.6.1
 
 .PHONY: docs-contract test-contract test-node-red test-sparkplug
-.PHONY: help demo test check model bench docs-cli test-slow test-tflite test-mosquitto clean distclean
+.PHONY: help demo test check model bench docs-cli test-slow test-tflite test-mosquitto test-homeassistant clean distclean
 
 help:  ## List the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -38,6 +38,11 @@ test-mosquitto: $(VENV)/.dev  ## The tests that use a real mosquitto (`make test
 	@command -v mosquitto >/dev/null || test -x /usr/sbin/mosquitto || \
 	  { echo "mosquitto is missing. Install it with: sudo apt-get install mosquitto" >&2; exit 2; }
 	@$(BIN)/python -m pytest tests/link tests/examples $(ARGS)
+
+test-homeassistant: $(VENV)/.dev .venv-homeassistant/.ready  ## The device in a real Home Assistant (Python 3.13, 630 MB once)
+	@.venv-homeassistant/bin/python -m pytest --noconftest -c setup.cfg tests/agent/test_discovery.py
+	@EDGESLM_HOMEASSISTANT=.venv-homeassistant/bin/python $(BIN)/python -m pytest -m slow --timeout 900 \
+	  tests/slow/test_homeassistant.py $(ARGS)
 
 bench: $(VENV)/.dev  ## The figures: python -m benchmarks.agent --json
 	@$(BIN)/python -m benchmarks.agent $(ARGS)
@@ -67,7 +72,7 @@ clean:  ## Remove what tools left behind
 	@rm -rf build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis
 
 distclean: clean  ## Also remove the virtual environments and built models
-	@rm -rf .venv .venv-tflite .venv-forge .venv-sparkplug .npm-asyncapi .npm-node-red out
+	@rm -rf .venv .venv-tflite .venv-homeassistant .venv-forge .venv-sparkplug .npm-asyncapi .npm-node-red out
 
 # --- environments ---------------------------------------------------------------------------------------------------
 
@@ -118,5 +123,13 @@ endef
 
 .npm-node-red/.ready: Makefile
 	$(call npm,.npm-node-red,node-red@$(NODE_RED_VERSION))
+
+.venv-homeassistant/.ready: Makefile
+	@command -v $(or $(PYTHON313),python3.13) >/dev/null || \
+	  { echo "Home Assistant needs Python 3.13. Name one with: make PYTHON313=/path/to/python3.13" >&2; exit 2; }
+	@test -x .venv-homeassistant/bin/python || $(or $(PYTHON313),python3.13) -m venv .venv-homeassistant
+	@.venv-homeassistant/bin/python -m pip install --quiet --disable-pip-version-check \
+	  'homeassistant>=2026.2,<2027' paho-mqtt pydantic pytest pytest-timeout hypothesis >&2
+	@touch $@
 
 comma := ,

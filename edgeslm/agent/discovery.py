@@ -215,7 +215,7 @@ class _Entities:
                 "state_topic": topic,
                 "value_template": from_json(
                     "(value_json.energy_j / value_json.span_s) | round(3)",
-                    "value_json.span_s | default(0) > 0",
+                    "value_json.span_s | default(0, true) > 0 and value_json.energy_j is number",
                 ),
                 "json_attributes_topic": topic,
                 "json_attributes_template": attributes(
@@ -234,7 +234,7 @@ class _Entities:
                 "name": "Energy today",
                 "state_topic": topic,
                 "value_template": from_json(
-                    f"(value_json.today_j / {_J_PER_WH}) | round(4)", "value_json.today_j is defined"
+                    f"(value_json.today_j / {_J_PER_WH}) | round(4)", "value_json.today_j is number"
                 ),
                 "device_class": "energy",
                 "unit_of_measurement": "Wh",
@@ -251,10 +251,10 @@ class _Entities:
                 "value_template": from_json(
                     f"'ON' if ({left}) < {_EXHAUSTED_SHARE} or (this.state == 'on' and ({left}) <= {_AVAILABLE_SHARE})"
                     " else 'OFF'",
-                    "value_json.windows | default([]) | count > 0",
+                    "value_json.windows | default([], true) | count > 0",
                 ),
                 "json_attributes_topic": topic,
-                "json_attributes_template": attributes("'windows': value_json.windows | default([])"),
+                "json_attributes_template": attributes("'windows': value_json.windows | default([], true)"),
                 "device_class": "problem",
             }
         if facts.battery:
@@ -263,7 +263,8 @@ class _Entities:
                 "name": "Battery",
                 "state_topic": topic,
                 "value_template": from_json(
-                    "(value_json.battery.share * 100) | round(1)", "value_json.battery is defined"
+                    "(value_json.battery.share * 100) | round(1)",
+                    "(value_json.battery | default({}, true)).share is number",
                 ),
                 "device_class": "battery",
                 "unit_of_measurement": "%",
@@ -273,16 +274,16 @@ class _Entities:
 
     def _work(self) -> dict[str, Component]:
         topic = self.topic("m/inference")
-        answered = "value_json.models | default([]) | sum(attribute='answered')"
+        answered = "value_json.models | default([], true) | sum(attribute='answered')"
         # In a span without answers there is nothing to say: the sensor stays at what it was.
-        fast = "value_json.models | default([]) | selectattr('decode_tps', 'defined') | list"
+        fast = "value_json.models | default([], true) | selectattr('decode_tps') | list"
         return {
             "joules_per_prompt": {
                 "platform": "sensor",
                 "name": "Energy per prompt",
                 "state_topic": topic,
                 "value_template": from_json(
-                    f"((value_json.models | sum(attribute='energy_j')) / ({answered})) | round(3)",
+                    f"((value_json.models | default([], true) | sum(attribute='energy_j')) / ({answered})) | round(3)",
                     f"({answered}) > 0",
                 ),
                 # Home Assistant takes the class `energy` for meters that only rise.
@@ -307,7 +308,7 @@ class _Entities:
                 "platform": "sensor",
                 "name": "Waiting prompts",
                 "state_topic": topic,
-                "value_template": from_json("value_json.waiting", "value_json.waiting is defined"),
+                "value_template": from_json("value_json.waiting", "value_json.waiting is number"),
                 "unit_of_measurement": "prompts",
                 "state_class": "measurement",
                 "icon": "mdi:tray-full",
@@ -321,9 +322,7 @@ class _Entities:
                 "platform": "sensor",
                 "name": "Temperature",
                 "state_topic": topic,
-                "value_template": from_json(
-                    "value_json.temperature_c", "value_json.temperature_c is defined"
-                ),
+                "value_template": from_json("value_json.temperature_c", "value_json.temperature_c is number"),
                 "device_class": "temperature",
                 "unit_of_measurement": "°C",
                 "state_class": "measurement",
@@ -339,8 +338,8 @@ class _Entities:
                 ),
                 "json_attributes_topic": topic,
                 "json_attributes_template": attributes(
-                    "'now': value_json.throttling | default([]), "
-                    "'since_boot': value_json.throttled_before | default([])"
+                    "'now': value_json.throttling | default([], true), "
+                    "'since_boot': value_json.throttled_before | default([], true)"
                 ),
                 "device_class": "problem",
                 "entity_category": "diagnostic",
@@ -360,7 +359,7 @@ class _Entities:
                 "json_attributes_template": (
                     f"{{% if {OURS} and value_json.op | default('') == '{SELF_TEST}' "
                     "and value_json.result is defined %}{{ value_json.result | to_json }}"
-                    "{% else %}{{ {'checks': this.attributes.checks | default([])} | to_json }}{% endif %}"
+                    "{% else %}{{ {'checks': this.attributes.checks | default([], true)} | to_json }}{% endif %}"
                 ),
                 "entity_category": "diagnostic",
                 "icon": "mdi:clipboard-check",
@@ -385,7 +384,7 @@ class _Entities:
                 "command_template": self._order_template(CHOOSE_MODEL, "{'name': value}"),
                 "state_topic": info,
                 "value_template": from_json(
-                    "value_json.models[0].name", "value_json.models | default([]) | count > 0"
+                    "value_json.models[0].name", "value_json.models | default([], true) | count > 0"
                 ),
                 "options": [model.name for model in self._facts.models],
                 "entity_category": "config",
@@ -400,7 +399,7 @@ class _Entities:
         the fleet's decision, which Home Assistant cannot sign.
         """
         state = (
-            f"{{% if {OURS} and value_json.models is defined %}}"
+            f"{{% if {OURS} and value_json.models | default([], true) %}}"
             f"{{% set m = value_json.models | selectattr('name', 'eq', '{name}') | list | first | default(none) %}}"
             "{% if m %}{% set c = m.change | default(none) %}{% set here = m.version | default('none') %}"
             "{% set busy = c is not none and not c.settled %}"
@@ -409,7 +408,7 @@ class _Entities:
             " %}{{ dict({'installed_version': here, 'latest_version': c.version if c else here, "
             "'in_progress': busy, 'release_summary': why[:255], "
             "'update_percentage': (100 * c.done_bytes / c.total_bytes) | round(0) | int if busy "
-            "and c.done_bytes is defined and c.total_bytes | default(0) > 0 else none}) | to_json }}"
+            "and c.done_bytes is defined and c.total_bytes | default(0, true) > 0 else none}) | to_json }}"
             "{% endif %}{% endif %}"
         )
         return {

@@ -14,7 +14,14 @@ from pydantic import BaseModel
 
 from edgeslm.cli.main import cli
 from edgeslm.errors import WireCode
-from edgeslm.schema.config import AgentConfig, BrokerConfig, LimitsConfig, MetricsConfig, UpdatesConfig
+from edgeslm.schema.config import (
+    AgentConfig,
+    BrokerConfig,
+    HomeAssistantConfig,
+    LimitsConfig,
+    MetricsConfig,
+    UpdatesConfig,
+)
 from edgeslm.schema.delivery import DeliveryPolicy
 from edgeslm.schema.message import Options, Receipt
 from edgeslm.schema.metrics import (
@@ -40,6 +47,7 @@ SECTIONS = {
     "power": MetersConfig,
     "metrics": MetricsConfig,
     "updates": UpdatesConfig,
+    "homeassistant": HomeAssistantConfig,
     "updates.delivery": DeliveryPolicy,
 }
 REPORTS = (PowerMetrics, InferenceMetrics, SystemMetrics, ModelMetrics, WindowState, Event)

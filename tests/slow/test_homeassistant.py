@@ -208,12 +208,12 @@ def test_an_update_is_shown_as_the_device_reports_it(world: World) -> None:
     [
         b"",
         b"offline",
-        b"\xff\xfe",
         b"[]",
         b"{}",
         b"null",
         b"5",
         b'{"models":null,"windows":null}',
+        b'{"id":1,"device":1,"error":null,"receipt":null,"text":null,"op":null,"state":null,"span_s":null,"battery":null}',
         b'"x"',
         b"x" * 9000,
     ],
@@ -223,7 +223,7 @@ def test_what_is_no_message_of_ours_changes_no_state_and_makes_no_warning(world:
     world.publish((CONFIG, discovery_payload(replace(FACTS, updates=("triage",)))), retain=True)
     world.publish((world.topic("availability"), b'{"state":"online"}'), retain=True)
     world.home_assistant.start()
-    topics_ = ("m/power", "m/inference", "m/system", "reported", "info")
+    topics_ = ("m/power", "m/inference", "m/system", "reported", "info", "availability")
     good = (
         (
             world.topic("m/power"),

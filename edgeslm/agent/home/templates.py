@@ -21,8 +21,8 @@ OURS: Final = "value_json is defined and value_json is mapping"
 _ANSWER: Final = f"{OURS} and value_json.id is defined and value_json.device is defined"
 TEXT: Final = (
     f"{{% if {_ANSWER} %}}"
-    "{% set text = ('error: ' ~ value_json.error.message) if value_json.error is defined else value_json.text"
-    " | default('', true) %}"
+    "{% set text = ('error: ' ~ value_json.error.message) if value_json.error | default(none) is mapping"
+    " else value_json.text | default('', true) %}"
     "{% else %}{% set text = value %}{% endif %}"
 )
 """Sets `text` to an answer or an error, which came as JSON or, on ``result/text``, as it is."""
@@ -46,14 +46,14 @@ def answered(fields: str) -> str:
     """A template that makes an object with `fields` of an answer, whatever form it came in."""
     shown = (
         f"'text': text[:{MAX_SHOWN_CHARS}], 'id': value_json.id, 'json': value_json.json | default(none), "
-        "'error_code': (value_json.error | default({})).code | default(none), "
+        "'error_code': (value_json.error | default({}, true)).code | default(none), "
         "'finish_reason': value_json.finish_reason | default(none), "
         "'model': receipt.model | default(none), 'energy_j': receipt.energy_j | default(none), "
         "'tokens_per_s': receipt.decode_tps | default(none), 'total_ms': receipt.total_ms | default(none)"
     )
     plain = f"'text': text[:{MAX_SHOWN_CHARS}]"
     return (
-        f"{TEXT}{{% if {_ANSWER} %}}{{% set receipt = value_json.receipt | default({{}}) %}}"
+        f"{TEXT}{{% if {_ANSWER} %}}{{% set receipt = value_json.receipt | default({{}}, true) %}}"
         f"{{{{ {{{fields}{shown}}} | to_json }}}}"
         f"{{% else %}}{{{{ {{{fields}{plain}}} | to_json }}}}{{% endif %}}"
     )
@@ -64,5 +64,7 @@ PROMPT: Final = (
     "'prompt': value} | to_json }}"
 )
 """A prompt of what was typed, under an id of its own; Home Assistant's sandbox makes ranges of 100,000 at most."""
-EVENT_TYPE: Final = f"'event_type': 'error' if {OURS} and value_json.error is defined else 'answer', "
+EVENT_TYPE: Final = (
+    f"'event_type': 'error' if {OURS} and value_json.error | default(none) is mapping else 'answer', "
+)
 """For :func:`answered`: which of the two types of event it is."""
