@@ -7,6 +7,7 @@ import pytest
 
 from edgeslm.agent.operations.bench import Bench
 from edgeslm.agent.operations.diagnostics import Diagnostics
+from edgeslm.agent.operations.logs import Logs
 from edgeslm.agent.operations.model_change import AbortChange, RetryRelease
 from edgeslm.agent.operations.restart import RestartAgent
 from edgeslm.agent.operations.self_test import SelfTest
@@ -16,11 +17,12 @@ from edgeslm.cli.wiring_operations import AgentParts, build_operations
 from edgeslm.schema.config import AgentConfig
 
 HARMLESS = {"bench", "self-test"}
-MEMBERS = {"diagnostics", "restart"}
+MEMBERS = {"diagnostics", "logs", "restart"}
 CHANGES = {"abort", "retry", "set-config", "update-agent"}
 CLASSES: list[Any] = [
     Bench,
     Diagnostics,
+    Logs,
     AbortChange,
     RetryRelease,
     RestartAgent,
