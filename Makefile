@@ -11,7 +11,7 @@ ASYNCAPI_PARSER_VERSION := 3.6.3
 PYSPARKPLUG_VERSION := 0.6.1
 
 .PHONY: docs-contract test-contract test-node-red test-sparkplug
-.PHONY: help demo test check model bench docs-cli test-slow test-tflite test-mosquitto test-homeassistant clean distclean
+.PHONY: help demo example-smart-home test check model bench docs-cli test-slow test-tflite test-mosquitto test-homeassistant clean distclean
 
 help:  ## List the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -19,8 +19,11 @@ help:  ## List the targets
 demo: $(VENV)/.demo  ## Broker, agent and a simulated home: the main job (ARGS=--once for scripts)
 	@$(BIN)/edgeslm demo $(ARGS)
 
-test: $(VENV)/.dev check  ## The tests, fast
-	@$(BIN)/python -m pytest $(ARGS)
+example-smart-home: $(VENV)/.dev  ## A home with sensors, lights, rules, Assist and Home Assistant (ARGS=--once for scripts)
+	@$(BIN)/python examples/smart_home/run.py $(ARGS)
+
+test: $(VENV)/.dev check  ## The tests, fast, one process for each core
+	@$(BIN)/python -m pytest -n auto --dist loadfile $(ARGS)
 
 check: $(VENV)/.dev  ## ruff, mypy strict, import contract
 	@$(BIN)/ruff check
@@ -42,7 +45,7 @@ test-mosquitto: $(VENV)/.dev  ## The tests that use a real mosquitto (`make test
 test-homeassistant: $(VENV)/.dev .venv-homeassistant/.ready  ## The device in a real Home Assistant (Python 3.13, 630 MB once)
 	@.venv-homeassistant/bin/python -m pytest --noconftest -c setup.cfg tests/agent/test_discovery.py
 	@EDGESLM_HOMEASSISTANT=.venv-homeassistant/bin/python $(BIN)/python -m pytest -m slow --timeout 900 \
-	  tests/slow/test_homeassistant.py $(ARGS)
+	  tests/slow/test_homeassistant.py tests/slow/test_homeassistant_fleet.py $(ARGS)
 
 bench: $(VENV)/.dev  ## The figures: python -m benchmarks.agent --json
 	@$(BIN)/python -m benchmarks.agent $(ARGS)

@@ -184,10 +184,14 @@ def test_an_exhausted_window_is_an_event(start: Any) -> None:
 
 def test_the_windows_go_on_after_a_restart(start: Any) -> None:
     agent, client = start({**window(0.12, "5m"), "max_wait": "0s"})
-    before = spend(client, name="before")
+    spend(client)
     agent.stop()
-    _, client = start({**window(0.12, "5m"), "max_wait": "0s"})
-    assert spend(client, name="after") < before / 3
+    (before,) = agent._power.steward.usage()
+    agent, _ = start({**window(0.12, "5m"), "max_wait": "0s"})
+    (after,) = agent._power.steward.usage()
+    # How many prompts are left depends on what else this machine does meanwhile.
+    assert before.used_j > 5
+    assert after.used_j >= before.used_j
 
 
 def test_a_budget_below_the_idle_draw_keeps_the_agent_from_starting(start: Any) -> None:
@@ -204,10 +208,13 @@ def test_a_budget_of_the_fleet_holds_from_the_next_prompt_on_and_after_a_restart
     assert "receipt" in client.result("free")
     side = agent._power
     side.follow_budget(FLEETS)
-    before = spend(client)
+    spend(client)
     agent.stop()
-    _, client = start({})
-    assert spend(client, name="again") < before / 2
+    (before,) = side.steward.usage()
+    agent, _ = start({})
+    (after,) = agent._power.steward.usage()
+    assert (after.name, after.limit_j) == (before.name, before.limit_j)
+    assert after.used_j >= before.used_j > 0
 
 
 def test_without_a_budget_of_the_fleet_that_of_the_settings_holds_again(start: Any) -> None:
