@@ -191,7 +191,7 @@ def test_the_windows_go_on_after_a_restart(start: Any) -> None:
     (after,) = agent._power.steward.usage()
     # How many prompts are left depends on what else this machine does meanwhile.
     assert before.used_j > 5
-    assert after.used_j >= before.used_j
+    assert after.used_j >= before.used_j * (1 - 1e-9)
 
 
 def test_a_budget_below_the_idle_draw_keeps_the_agent_from_starting(start: Any) -> None:
@@ -214,7 +214,8 @@ def test_a_budget_of_the_fleet_holds_from_the_next_prompt_on_and_after_a_restart
     agent, _ = start({})
     (after,) = agent._power.steward.usage()
     assert (after.name, after.limit_j) == (before.name, before.limit_j)
-    assert after.used_j >= before.used_j > 0
+    assert before.used_j > 0
+    assert after.used_j >= before.used_j * (1 - 1e-9)
 
 
 def test_without_a_budget_of_the_fleet_that_of_the_settings_holds_again(start: Any) -> None:
