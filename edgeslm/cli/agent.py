@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import threading
 from pathlib import Path
@@ -93,7 +94,9 @@ def run(path: Path | None, **overrides: Any) -> None:
         if trial is not None:
             trial.start()
         try:
-            running = wiring.build_agent(config, config_dir, end_to_begin_anew, recent_log, settings)
+            running = wiring.build_agent(
+                config, config_dir, end_to_begin_anew, recent_log, settings, on_hang=_begin_anew
+            )
             running.start()
         except Exception as error:
             if trial is not None and trial.failed(str(error)):
@@ -125,6 +128,8 @@ def _begin_anew() -> NoReturn:
     click.echo("beginning anew", err=True)
     sys.stdout.flush()
     sys.stderr.flush()
+    # An alarm of the watchdog would go on counting in the next process.
+    signal.setitimer(signal.ITIMER_REAL, 0)
     # By way of the launcher where there is one: another version may be meant to run by now.
     command = restart_command(os.environ, sys.argv[1:]) or [sys.executable, *sys.orig_argv[1:]]
     os.execv(command[0], command)  # noqa: S606 - no shell is wanted

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import time
+import uuid
 from collections.abc import Callable, Mapping
 from importlib import resources
 from itertools import islice
@@ -45,6 +46,7 @@ BUILTIN = "builtin:"
 CACHE_NAME = "cache"
 IDENTITY_NAME = "identity"
 RULES_NAME = "rules"
+SPOOL_NAME = "spool.db"
 _TRIAL_PROMPTS = 3
 _TRIAL_TOKENS = 24
 
@@ -417,10 +419,12 @@ def build_power(
     """
     from edgeslm.agent.exposition import Exposition  # noqa: PLC0415
     from edgeslm.agent.power_side import PowerSide  # noqa: PLC0415
+    from edgeslm.agent.spool import Spool  # noqa: PLC0415
     from edgeslm.agent.telemetry import Telemetry  # noqa: PLC0415
     from edgeslm.power.actuators import FrequencyCap  # noqa: PLC0415
     from edgeslm.power.monitor import LEDGER_NAME, PowerMonitor  # noqa: PLC0415
     from edgeslm.power.steward import Steward  # noqa: PLC0415
+    from edgeslm.procfs import boot_id  # noqa: PLC0415
 
     discovery = discover_meters(config, board)
     monitor = PowerMonitor(board, config.power, discovery, config.state_dir / LEDGER_NAME)
@@ -439,7 +443,7 @@ def build_power(
     telemetry = Telemetry(
         config.fleet,
         config.device,
-        link,
+        Spool(link, config.state_dir / SPOOL_NAME, boot_id() or uuid.uuid4().hex),
         monitor,
         interval_s=config.metrics.interval_s,
         state_dir=config.state_dir,

@@ -25,6 +25,7 @@ from edgeslm.agent.discovery import (
     is_birth,
     object_id,
 )
+from edgeslm.link.inprocess import matches
 from edgeslm.schema.base import IDENTIFIER_PATTERN
 from edgeslm.schema.operation import MAX_LIFE, OperationCommand
 
@@ -108,6 +109,15 @@ def test_orders_go_where_a_device_reads_and_nowhere_else() -> None:
             assert is_prompt or isinstance(parsed, topics.CommandTopic)
 
 
+def test_a_fleet_s_access_list_lets_home_assistant_use_every_entity() -> None:
+    access = topics.home_assistant_access(MEMBER.fleet)
+    for component in discovery(MEMBER)["components"].values():
+        for name, topic in component.items():
+            if name.endswith("topic"):
+                allowed = access.writes if name == "command_topic" else access.reads
+                assert any(matches(one, topic) for one in allowed), topic
+
+
 def test_the_order_that_installs_is_a_valid_operation_for_its_topic() -> None:
     component = discovery(MEMBER)["components"]["update_triage"]
     order = OperationCommand.model_validate_json(component["payload_install"])
@@ -134,7 +144,7 @@ def test_two_devices_never_share_an_id(fleet: str, device: str, other_fleet: str
 
 
 def test_topics_are_those_of_home_assistant() -> None:
-    assert discovery_topic("homeassistant", "home", "pi") == "homeassistant/device/edgeslm_home_pi/config"
+    assert discovery_topic("homeassistant", "home", "pi") == "homeassistant/device/home/pi/config"
     assert birth_topic("ha/one") == "ha/one/status"
     assert is_birth(b"online")
     assert not is_birth(b"offline")

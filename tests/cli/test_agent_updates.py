@@ -295,6 +295,24 @@ def test_a_device_that_reaches_nothing_but_the_broker_gets_all_of_an_update_over
         assert list((device.config.state_dir / "trust").glob("*.targets.json"))
 
 
+def test_a_broker_that_goes_in_the_middle_of_an_update_only_delays_it(world: World, rig: FleetRig) -> None:
+    slowly = {"max_bytes_per_s": 1_000_000}
+    with distribution(world, rig), running(world, rig, "quay", releases=None, delivery=slowly) as device:
+        device.assign(world.new, 1)
+        fetched = device.config.state_dir / "fetched"
+        device.wait(lambda: any(file.stat().st_blocks * 512 > 500_000 for file in fetched.glob("*")))
+        rig.process.stop()
+        agent = device.agent
+        assert agent is not None
+        device.wait(lambda: not agent.wait_connected(0))
+        report = device.reported()
+        assert report is not None
+        assert report.version == "1.0.1"
+        rig.process.start()
+        device.wait(lambda: device.is_settled_at("1.1.0"), timeout_s=90.0)
+        assert device.serves() == "1.1.0"
+
+
 def test_a_device_waits_for_a_fleet_that_does_not_answer_and_goes_on_when_it_does(
     world: World, rig: FleetRig, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:

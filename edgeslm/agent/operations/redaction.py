@@ -20,11 +20,11 @@ _SECRET_NAME = re.compile(
 _USER_INFO = re.compile(r"\b([a-z][a-z0-9+.-]{0,31}://)[^\s/?#@\"']{1,1024}@", re.IGNORECASE)
 _QUERY = re.compile(r"\b([a-z][a-z0-9+.-]{0,31}://[^\s?#\"']{1,1024})[?#][^\s\"']{0,4096}", re.IGNORECASE)
 _HEADER = re.compile(r"\b(bearer|basic)\s+[A-Za-z0-9._~+/=-]{6,}", re.IGNORECASE)
-_NAMED = re.compile(
-    r"((?:passw(?:or)?d|passphrase|secret|token|credential|api[_-]?key|authorization|cookie)[\"']?\s*[:=]\s*[\"']?)"
-    r"[^\s,;\"'})]{1,4096}",
-    re.IGNORECASE,
+_NAME = (
+    r"((?:passw(?:or)?d|passphrase|secret|token|credential|api[_-]?key|authorization|cookie)[\"']?\s*[:=]\s*)"
 )
+_QUOTED = re.compile(_NAME + r"""(?:"[^"\n]{1,4096}"|'[^'\n]{1,4096}')""", re.IGNORECASE)
+_NAMED = re.compile(_NAME + r"(?!'\(removed\)')[\"']?[^\s,;\"'})]{1,4096}", re.IGNORECASE)
 _PEM = re.compile(
     r"-----BEGIN [A-Z ]{0,40}(?:PRIVATE KEY)-----.*?(?:-----END [A-Z ]{0,60}-----|\Z)", re.DOTALL
 )
@@ -54,6 +54,7 @@ class Redactor:
         text = _USER_INFO.sub(rf"\1{REMOVED}@", text)
         text = _QUERY.sub(rf"\1?{REMOVED}", text)
         text = _HEADER.sub(rf"\1 {REMOVED}", text)
+        text = _QUOTED.sub(rf"\1'{REMOVED}'", text)
         return _NAMED.sub(rf"\1{REMOVED}", text)
 
     def value(self, value: Any) -> Any:

@@ -16,7 +16,7 @@ from edgeslm.agent.home.announcing import Announcer, was_announced
 from edgeslm.link.inprocess import InProcessBroker, InProcessLink
 from edgeslm.link.port import Message
 
-TOPIC = "homeassistant/device/edgeslm_home_dev1/config"
+TOPIC = "homeassistant/device/home/dev1/config"
 FACTS = {"fleet": "home", "device": "dev1", "board": "Host", "board_id": "host", "agent": "0.1.0"}
 
 
@@ -210,7 +210,17 @@ def test_under_another_prefix_the_old_message_is_taken_back(
     moved = Device(broker, mark, prefix="homeassistant/flat-2")
     found = {message.topic: message.payload for message in _wait(listener, moved, 3)}
     assert found[TOPIC] == b""
-    assert found["homeassistant/flat-2/device/edgeslm_home_dev1/config"]
+    assert found["homeassistant/flat-2/device/home/dev1/config"]
+
+
+def test_what_an_earlier_agent_announced_on_another_topic_is_taken_back(
+    broker: InProcessBroker, mark: Path, listener: Listener
+) -> None:
+    former = "homeassistant/device/edgeslm_home_dev1/config"
+    mark.write_text(json.dumps({"topics": [former]}))
+    found = {message.topic: message.payload for message in _wait(listener, Device(broker, mark), 2)}
+    assert found[former] == b""
+    assert found[TOPIC]
 
 
 @pytest.mark.parametrize("content", [b"", b"\xff", b"{}[", b'{"topics": [1]}', b'{"x": 1}'])

@@ -30,6 +30,9 @@ PEM = f"-----BEGIN PRIVATE KEY-----\n{SECRET}\nAAAA\n-----END PRIVATE KEY-----"
         f"'passwd': '{SECRET}', 'x': 1",
         f'{{"api_key": "{SECRET}"}}',
         f"client_secret = {SECRET} rest",
+        f"password='several words, {SECRET}', x=1",
+        f'{{"passphrase": "several; words ({SECRET})"}}',
+        f'password="{SECRET}',
         PEM,
         PEM[:-10],
         f"before {PEM} after",
@@ -52,6 +55,13 @@ def test_what_looks_like_a_secret_is_taken_out(text: str) -> None:
 )
 def test_what_is_none_stays(text: str) -> None:
     assert Redactor().text(text) == text
+
+
+def test_what_was_taken_out_of_quotes_is_shown_as_such() -> None:
+    assert (
+        Redactor().text("password='a b' x=1, token: \"c d\"")
+        == f"password='{REMOVED}' x=1, token: '{REMOVED}'"
+    )
 
 
 @pytest.mark.parametrize(

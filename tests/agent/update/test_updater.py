@@ -251,6 +251,11 @@ class TestWaiting:
         run.turn()
         assert run.state() == "committed"
 
+    def test_a_release_without_a_window_needs_no_clock(self, device: Start, fleet) -> None:
+        run = device(device=RigDevice(now=None))
+        update(run, fleet.new)
+        assert (run.state(), run.serves()) == ("committed", sha256(fleet.new))
+
     @pytest.mark.parametrize("trouble", ["battery", "supply"])
     def test_nothing_is_tried_on_a_board_that_is_in_trouble(self, device: Start, fleet, trouble: str) -> None:
         rig = RigDevice()
