@@ -1,8 +1,8 @@
 """A headless Home Assistant with nothing but its MQTT integration: orders on stdin, answers on stdout, a line each.
 
 Run by the Python of an environment that has ``homeassistant``, which need not have edgeslm:
-``python home_assistant_child.py CONFIG_DIR MQTT_PORT HTTP_PORT``. Where it is run again over the same directory it
-knows its entities and their last states, as after a restart.
+``python home_assistant_child.py CONFIG_DIR MQTT_PORT HTTP_PORT [CA CERTIFICATE KEY]``. Where it is run again over the
+same directory it knows its entities and their last states, as after a restart.
 """
 
 from __future__ import annotations
@@ -37,7 +37,13 @@ class Warnings(logging.Handler):
             self.kept.append(f"{record.levelname} {record.name}: {text}"[:2000])
 
 
-async def make(config_dir: str, port: int, http_port: int) -> Any:
+def shown(identity: list[str]) -> dict[str, str]:
+    """What Home Assistant keeps of its three files for TLS; nothing without them."""
+    names = ("certificate", "client_cert", "client_key")
+    return {name: Path(file).read_text() for name, file in zip(names, identity, strict=False)}
+
+
+async def make(config_dir: str, port: int, http_port: int, identity: dict[str, str]) -> Any:
     """Home Assistant, started."""
     hass = core.HomeAssistant(config_dir)
     loader.async_setup(hass)
@@ -55,7 +61,7 @@ async def make(config_dir: str, port: int, http_port: int) -> Any:
             raise RuntimeError(f"{domain} does not start")
     if not hass.config_entries.async_entries("mqtt"):
         entry = config_entries.ConfigEntry(
-            data={"broker": "127.0.0.1", "port": port, "protocol": "5"},
+            data={"broker": "127.0.0.1", "port": port, "protocol": "5", **identity},
             discovery_keys={},
             domain="mqtt",
             minor_version=1,
@@ -97,7 +103,7 @@ async def call(hass: Any, order: dict[str, Any]) -> Any:
     await hass.services.async_call(order["domain"], order["service"], order["data"], blocking=True)
 
 
-async def main(config_dir: str, port: int, http_port: int) -> None:
+async def main(config_dir: str, port: int, http_port: int, identity: dict[str, str]) -> None:
     """Serve orders until there are no more."""
     logging.basicConfig(level=logging.WARNING)
     warnings = Warnings()
@@ -107,7 +113,7 @@ async def main(config_dir: str, port: int, http_port: int) -> None:
         "devices": devices,
         "call": call,
     }
-    hass = await make(config_dir, port, http_port)
+    hass = await make(config_dir, port, http_port, identity)
     loop = asyncio.get_running_loop()
     print(json.dumps("ready"), flush=True)
     while line := await loop.run_in_executor(None, sys.stdin.readline):
@@ -124,4 +130,4 @@ async def main(config_dir: str, port: int, http_port: int) -> None:
 
 if __name__ == "__main__":
     Path(sys.argv[1], "configuration.yaml").touch()
-    asyncio.run(main(sys.argv[1], int(sys.argv[2]), int(sys.argv[3])))
+    asyncio.run(main(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), shown(sys.argv[4:])))

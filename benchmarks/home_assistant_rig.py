@@ -56,9 +56,19 @@ def _free_port() -> int:
 class HomeAssistant:
     """A headless Home Assistant that keeps its directory over restarts."""
 
-    def __init__(self, python: Path, directory: Path, mqtt_port: int) -> None:
+    def __init__(
+        self, python: Path, directory: Path, mqtt_port: int, identity: tuple[Path, ...] = ()
+    ) -> None:
+        """Say how to start it.
+
+        Args:
+            python: that has ``homeassistant``.
+            directory: of its configuration.
+            mqtt_port: of the broker on this machine.
+            identity: with TLS, files with the authority, its certificate and its key.
+        """
         self._command = [str(python), str(Path(__file__).with_name("home_assistant_child.py"))]
-        self._command += [str(directory), str(mqtt_port), str(_free_port())]
+        self._command += [str(directory), str(mqtt_port), str(_free_port()), *map(str, identity)]
         self._log = directory.with_suffix(".log")
         directory.mkdir(parents=True)
         self._process: subprocess.Popen[str] | None = None

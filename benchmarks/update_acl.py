@@ -27,7 +27,7 @@ from paho.mqtt.enums import CallbackAPIVersion
 
 from benchmarks.update_fleet_rig import FleetRig, Visitor, fleet_rig, wait_for
 from edgeslm import topics
-from edgeslm.fleet.broker_files import DOOR_CERTIFICATE, DOOR_KEY, DOOR_PID, OPERATOR
+from edgeslm.fleet.broker_files import DOOR_CERTIFICATE, DOOR_KEY, DOOR_PID, HOME_ASSISTANT, OPERATOR
 from edgeslm.fleet.ca import (
     CertificateAuthority,
     CertificateRequest,
@@ -36,16 +36,20 @@ from edgeslm.fleet.ca import (
     new_key,
     self_signed,
 )
+from edgeslm.fleet.home_assistant import issue_identity
 from edgeslm.fleet.registry import revoke_device
 from edgeslm.link.client import REPLY_ROOT
 from edgeslm.link.inprocess import matches
 from edgeslm.link.port import Message
 from edgeslm.schema.config import BrokerConfig
 from edgeslm.schema.enrol import Claim
+from edgeslm.schema.fleet import Grant
 from edgeslm.trust.claim import broker_password
 
 ACTOR, OTHER, OTHER_FLEET = "kitchen", "cellar", "blue"
 Action = Literal["publish", "subscribe", "subscribe widely", "leave a will", "take a session", "get in"]
+GRANTED_TO_OTHER, GRANTED_TO_ALL = ("sensors/cellar", "lights/cellar/set"), "sensors/outside"
+"""Topics that the settings grant: some to one device, one to read for every device."""
 _SECRET_REPLY = f"{REPLY_ROOT}/somebody/result"
 
 
@@ -118,7 +122,8 @@ def all_topics(fleet: str, claims: Sequence[str]) -> list[str]:
     for its_fleet, device in ((fleet, ACTOR), (fleet, OTHER), (OTHER_FLEET, ACTOR), (OTHER_FLEET, OTHER)):
         found += [topics.device_topic(its_fleet, device, name) for name in get_args(topics.DeviceChannel)]
         found += [topics.id_topic(its_fleet, device, name, "x") for name in get_args(topics.IdChannel)]
-        found.append(topics.command_topic(its_fleet, device, "bench", "x"))
+        found += [topics.command_topic(its_fleet, device, op, "x") for op in ("bench", "self-test")]
+        found.append(topics.discovery_topic(its_fleet, device))
     for its_fleet in (fleet, OTHER_FLEET):
         found.append(topics.pool_topic(its_fleet, "home-command"))
         for claim in claims:
@@ -129,6 +134,11 @@ def all_topics(fleet: str, claims: Sequence[str]) -> list[str]:
         f"{topics.ROOT}/{fleet}",
         _SECRET_REPLY,
         "elsewhere",
+        topics.birth_topic(),
+        f"{topics.HOME_ASSISTANT_PREFIX}/device/{fleet}/config",
+        f"{topics.HOME_ASSISTANT_PREFIX}/light/{fleet}/{ACTOR}/config",
+        *GRANTED_TO_OTHER,
+        GRANTED_TO_ALL,
     ]
 
 
@@ -147,6 +157,10 @@ def wide_filters(fleet: str) -> list[str]:
         f"{REPLY_ROOT}/#",
         f"$share/thieves/{topics.ROOT}/{fleet}/{OTHER}/prompt",
         f"$share/thieves/{topics.ROOT}/#",
+        f"{topics.HOME_ASSISTANT_PREFIX}/#",
+        f"{topics.HOME_ASSISTANT_PREFIX}/device/+/+/config",
+        "sensors/#",
+        "lights/#",
     ]
 
 
@@ -165,14 +179,15 @@ def measure(rig: FleetRig) -> dict[Case, bool]:
         device, other = rig.join(ACTOR), rig.join(OTHER)
     claims = [rig.claim().claim, rig.claim().claim]
     config_of_claim = _claim_config(rig, claims[0])
+    replaced, home_assistant = _home_assistant(rig), _home_assistant(rig)
     of_device = topics.device_access(fleet, topics.device_user(fleet, ACTOR))
     of_claim = topics.claim_access(topics.claim_user(fleet, claims[0].claim))
-    of_door = topics.door_access(fleet)
+    of_door, of_home_assistant = topics.door_access(fleet), topics.home_assistant_access(fleet)
     actors = [
         Actor(
             "device",
             device.broker_config(),
-            of_device.reads,
+            (*of_device.reads, GRANTED_TO_ALL),
             (*of_device.writes, f"{REPLY_ROOT}/#"),
             topics.device_topic(fleet, ACTOR, "prompt"),
             topics.id_topic(fleet, ACTOR, "e", "done"),
@@ -180,12 +195,21 @@ def measure(rig: FleetRig) -> dict[Case, bool]:
         Actor(
             "claim", config_of_claim, of_claim.reads, of_claim.writes, of_claim.reads[0], of_claim.writes[0]
         ),
+        Actor(
+            "home assistant",
+            home_assistant,
+            of_home_assistant.reads,
+            of_home_assistant.writes,
+            topics.device_topic(fleet, OTHER, "info"),
+            topics.device_topic(fleet, OTHER, "prompt"),
+        ),
     ]
     everything = all_topics(fleet, [claim.claim for claim in claims])
     claim_victim = topics.claim_user(fleet, claims[1].claim)
     victims = {
         topics.device_user(fleet, OTHER): other.broker_config(),
         "operator-in-session": rig.fleet.operator_config(),
+        HOME_ASSISTANT: home_assistant,
         claim_victim: _claim_config(rig, claims[1]),
     }
     refused: dict[Case, bool] = {}
@@ -197,8 +221,10 @@ def measure(rig: FleetRig) -> dict[Case, bool]:
         for actor in actors:
             refused |= _speaking(fleet, actor, observers, everything)
     for actor in actors:
-        refused |= _taking_sessions(actor, victims)
-    refused |= _getting_in(rig, claims)
+        refused |= _taking_sessions(
+            actor, {name: config for name, config in victims.items() if config is not actor.config}
+        )
+    refused |= _getting_in(rig, claims, home_assistant, replaced)
     # The door itself, should somebody take it over: without the real one, whose session it is.
     os.kill(int((rig.fleet.broker / DOOR_PID).read_text()), signal.SIGTERM)
     assert wait_for(lambda: not rig.process.is_running)
@@ -224,7 +250,14 @@ def _speaking(fleet: str, actor: Actor, observers: Observers, everything: Sequen
 
 def whole_rig() -> AbstractContextManager[FleetRig]:
     """A fleet whose operator hears and says everything, beyond the fleet as well."""
-    return fleet_rig(more_access=f"\nuser {OPERATOR}\ntopic readwrite #\n")
+    to_other, sets_other = GRANTED_TO_OTHER
+    return fleet_rig(
+        more_access=f"\nuser {OPERATOR}\ntopic readwrite #\n",
+        grants=(
+            Grant(device=OTHER, read=(to_other,), write=(sets_other,)),
+            Grant(read=(GRANTED_TO_ALL,)),
+        ),
+    )
 
 
 def figures() -> dict[str, int]:
@@ -341,7 +374,9 @@ def _taking_sessions(actor: Actor, victims: Mapping[str, BrokerConfig]) -> dict[
     return cases
 
 
-def _getting_in(rig: FleetRig, claims: Sequence[Claim]) -> dict[Case, bool]:
+def _getting_in(
+    rig: FleetRig, claims: Sequence[Claim], home_assistant: BrokerConfig, replaced: BrokerConfig
+) -> dict[Case, bool]:
     """Doors that are closed: no, foreign, expired and revoked certificates, and wrong passwords."""
     broker, authority = rig.config.broker, rig.fleet.authority_certificate
     bare = BrokerConfig(host=broker.host, port=broker.port, ca_file=authority, session_expiry_s=0)
@@ -372,6 +407,9 @@ def _getting_in(rig: FleetRig, claims: Sequence[Claim]) -> dict[Case, bool]:
         "claims, as a device": replace_port(of_device, broker.claim_port),
         "claims, as the operator": _named(replace_port(bare, broker.claim_port), OPERATOR, rig),
         "claims, with the operator's certificate": replace_port(operator, broker.claim_port),
+        "operator, as Home Assistant": replace_port(home_assistant, broker.operator_port),
+        "claims, as Home Assistant": replace_port(home_assistant, broker.claim_port),
+        "devices, as Home Assistant that was": replaced,
         "operator, as the door": replace_port(_door_config(rig), broker.operator_port),
         "claims, after its time": _claim_config(rig, rig.claim(life=timedelta(seconds=-1)).claim),
     }
@@ -380,7 +418,12 @@ def _getting_in(rig: FleetRig, claims: Sequence[Claim]) -> dict[Case, bool]:
         with Visitor(config, "intruder", must_connect=False) as visitor:
             is_settled = wait_for(lambda: bool(visitor.events.reasons or visitor.events.connections))
             cases[Case("stranger", "get in", door)] = is_settled and visitor.events.connections == 0
-    with Visitor(of_device, "resident"), Visitor(_claim_config(rig, claims[0]), "guest"), rig.operator():
+    with (
+        Visitor(of_device, "resident"),
+        Visitor(home_assistant, "resident"),
+        Visitor(_claim_config(rig, claims[0]), "guest"),
+        rig.operator(),
+    ):
         pass  # the doors are not closed to everybody
     return cases
 
@@ -443,6 +486,12 @@ def _with_files(rig: FleetRig, key: bytes, certificate: str) -> BrokerConfig:
         key_file=stem.with_suffix(".key"),
         session_expiry_s=0,
     )
+
+
+def _home_assistant(rig: FleetRig) -> BrokerConfig:
+    with rig.store.write() as session:
+        identity = issue_identity(session, rig.authority, actor="test", now=rig.now())
+    return _with_files(rig, identity.key_pem, identity.certificate.pem)
 
 
 def _door_config(rig: FleetRig) -> BrokerConfig:

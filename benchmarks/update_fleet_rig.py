@@ -26,7 +26,7 @@ from edgeslm.link.mqtt import MqttLink
 from edgeslm.link.port import Message
 from edgeslm.schema.config import BrokerConfig
 from edgeslm.schema.enrol import Claim, Machine
-from edgeslm.schema.fleet import Approval, FleetBroker, FleetConfig
+from edgeslm.schema.fleet import Approval, FleetBroker, FleetConfig, Grant
 from edgeslm.trust.identity import Identity, IdentityStore
 
 HOST = "127.0.0.1"
@@ -134,6 +134,7 @@ class FleetRig:
         certificate_days: float = 30,
         trust_root: bytes | None = None,
         more_access: str = "",
+        grants: tuple[Grant, ...] = (),
     ) -> None:
         """Make the fleet; its broker starts with the context.
 
@@ -144,6 +145,7 @@ class FleetRig:
             certificate_days: life of devices' certificates.
             trust_root: root of a release repository.
             more_access: lines for the broker's access list.
+            grants: of the fleet's settings.
         """
         ports = free_ports(3)
         self.directory = directory
@@ -154,6 +156,7 @@ class FleetRig:
             ),
             certificate_days=certificate_days,
             approval=approval or Approval(),
+            grants=grants,
         )
         self.fleet = create_fleet(directory / "fleet", self.config, passphrase=None, now=self.now())
         self.authority = self.fleet.authority(lambda path: b"")

@@ -11,6 +11,11 @@ The tree (``<root>`` is ``edgeslm/v1``)::
     <root>/<fleet>/pool/<model>/prompt
     <root>/<fleet>/enrol/<claim>/request | reply
 
+Beside it two topics of Home Assistant's tree (``<prefix>`` is ``homeassistant`` unless changed)::
+
+    <prefix>/device/<fleet>/<device>/config    what a device is, for Home Assistant
+    <prefix>/status                            whether Home Assistant is there
+
 No other module joins or splits a topic string. What a device reads and what it writes is said here too, since a
 broker's access list follows from it and from nothing else.
 """
@@ -28,6 +33,11 @@ POOL = "pool"
 ENROL = "enrol"
 RESERVED_NAMES = frozenset({POOL, ENROL})
 """A device cannot be called this: these second-level names hold the pools, and first contact."""
+
+HOME_ASSISTANT_PREFIX = "homeassistant"
+"""First level of Home Assistant's tree, unless changed there; access lists open no other."""
+HOME_ASSISTANT_ORDERS = ("choose-model", "retry", "self-test")
+"""The operations that Home Assistant may order."""
 
 OPERATION_EVENT = "operation"
 """The type of event (``e/<type>``) that answers commands."""
@@ -183,7 +193,9 @@ def shared_subscription(group: str, topic: str) -> str:
     return f"$share/{_identifier('group', group)}/{topic}"
 
 
-def fleet_filter(fleet: str, channel: Literal["availability", "info", "identity", "reported"]) -> str:
+def fleet_filter(
+    fleet: str, channel: Literal["availability", "desired", "info", "identity", "reported"]
+) -> str:
     """The filter that matches `channel` of every device in a fleet."""
     return f"{ROOT}/{_identifier('fleet', fleet)}/+/{channel}"
 
@@ -241,6 +253,28 @@ def enrol_filter(fleet: str) -> str:
     return f"{ROOT}/{_identifier('fleet', fleet)}/{ENROL}/+/request"
 
 
+def discovery_topic(fleet: str, device: str, prefix: str = HOME_ASSISTANT_PREFIX) -> str:
+    """Where a device tells Home Assistant what it is.
+
+    Fleet and device are levels of their own, as in :func:`device_user`, so that a broker's access list gives each
+    device this topic of its own and no other's.
+
+    Raises:
+        TopicError: `fleet` or `device` is no identifier.
+    """
+    return f"{prefix}/device/{_identifier('fleet', fleet)}/{_device_name(device)}/config"
+
+
+def birth_topic(prefix: str = HOME_ASSISTANT_PREFIX) -> str:
+    """Where Home Assistant says that it has started, or is gone."""
+    return f"{prefix}/status"
+
+
+def home_assistant_filter() -> str:
+    """The filter that matches everything of Home Assistant's tree."""
+    return f"{HOME_ASSISTANT_PREFIX}/#"
+
+
 def device_user(fleet: str, device: str) -> str:
     """The user name of a device at the broker, which is the common name of its certificate."""
     return f"{_identifier('fleet', fleet)}/{_device_name(device)}"
@@ -263,8 +297,39 @@ def device_access(fleet: str, user: str = "%u") -> Access:
     writes = [f"{own}/{channel}" for channel in _DEVICE_CHANNELS if channel not in _READ_BY_DEVICE]
     pools = f"{ROOT}/{_identifier('fleet', fleet)}/{POOL}/+/prompt"
     return Access(
-        reads=(*reads, f"{own}/cmd/+/+", f"{own}/blocks/+", pools),
-        writes=(*writes, *(f"{own}/{channel}/+" for channel in _ID_CHANNELS if channel != "blocks")),
+        reads=(*reads, f"{own}/cmd/+/+", f"{own}/blocks/+", pools, birth_topic()),
+        writes=(
+            *writes,
+            *(f"{own}/{channel}/+" for channel in _ID_CHANNELS if channel != "blocks"),
+            f"{HOME_ASSISTANT_PREFIX}/device/{user}/config",
+        ),
+    )
+
+
+def home_assistant_access(fleet: str) -> Access:
+    """What Home Assistant may read and write: its own tree, what devices show, prompts, and the orders it has."""
+    devices = f"{ROOT}/{_identifier('fleet', fleet)}/+"
+    shown: tuple[DeviceChannel, ...] = (
+        "availability",
+        "info",
+        "reported",
+        "result/text",
+        "m/power",
+        "m/inference",
+        "m/system",
+    )
+    return Access(
+        reads=(
+            home_assistant_filter(),
+            *(f"{devices}/{channel}" for channel in shown),
+            f"{devices}/result/+",
+            f"{devices}/e/+",
+        ),
+        writes=(
+            home_assistant_filter(),
+            f"{devices}/prompt",
+            *(f"{devices}/cmd/{op}/+" for op in HOME_ASSISTANT_ORDERS),
+        ),
     )
 
 
@@ -283,9 +348,10 @@ def door_access(fleet: str) -> Access:
 
 
 def operator_access(fleet: str) -> Access:
-    """What an operator may read and write: everything of the fleet."""
+    """What an operator may read and write: everything of the fleet, and what its devices show Home Assistant."""
     whole = f"{ROOT}/{_identifier('fleet', fleet)}/#"
-    return Access((whole,), (whole,))
+    shown = f"{HOME_ASSISTANT_PREFIX}/device/{fleet}/+/config"
+    return Access((whole, shown), (whole, shown))
 
 
 def pool_filter(fleet: str) -> str:

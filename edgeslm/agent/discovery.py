@@ -1,9 +1,9 @@
 """What Home Assistant is told about a device: one message, with templates over what is published anyway. Pure.
 
-Home Assistant's own tree, of which this module is the sole owner (``<prefix>`` is ``homeassistant`` unless changed)::
+Two topics are of Home Assistant's own tree (``<prefix>`` is ``homeassistant`` unless changed)::
 
-    <prefix>/device/edgeslm_<fleet>_<device>/config    retained: the device and all its entities; empty removes them
-    <prefix>/status                                    Home Assistant's birth and will: online, offline
+    <prefix>/device/<fleet>/<device>/config    retained: the device and all its entities; empty removes them
+    <prefix>/status                            Home Assistant's birth and will: online, offline
 
 What always holds:
 
@@ -43,6 +43,7 @@ Component = dict[str, Any]
 CHOOSE_MODEL: Final = "choose-model"
 SELF_TEST: Final = "self-test"
 RETRY: Final = "retry"
+assert {CHOOSE_MODEL, RETRY, SELF_TEST} == {*topics.HOME_ASSISTANT_ORDERS}  # noqa: S101 - a fact about constants
 ORDER_LIFE: Final = timedelta(days=30)
 """For the one order whose body is fixed in the message, which has to be sent anew before that."""
 PRESS_LIFE_S: Final = 60
@@ -91,12 +92,12 @@ class Facts:
 
 def discovery_topic(prefix: str, fleet: str, device: str) -> str:
     """Where the discovery message of a device goes."""
-    return f"{prefix}/device/{object_id(fleet, device)}/config"
+    return topics.discovery_topic(fleet, device, prefix)
 
 
 def birth_topic(prefix: str) -> str:
     """Where Home Assistant says that it has started, or is gone."""
-    return f"{prefix}/status"
+    return topics.birth_topic(prefix)
 
 
 def is_birth(payload: bytes) -> bool:

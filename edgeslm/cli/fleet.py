@@ -28,6 +28,10 @@ _COMMANDS = {
     "export": ("edgeslm.cli.fleet_registry:export", "Write tags, notes and groups into a file."),
     "group": ("edgeslm.cli.fleet_groups:group", "Name sets of devices."),
     "history": ("edgeslm.cli.fleet_history:history", "Show the life of a device."),
+    "homeassistant": (
+        "edgeslm.cli.fleet_homeassistant:homeassistant",
+        "Let Home Assistant in at the fleet's broker.",
+    ),
     "import": ("edgeslm.cli.fleet_registry:import_", "Bring in tags, notes and groups from a file."),
     "exec": ("edgeslm.cli.fleet_exec:exec_", "Ask devices to do something once."),
     "config": ("edgeslm.cli.fleet_config:config", "Set what devices run with, from afar."),

@@ -37,6 +37,7 @@ from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Literal
 
+from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
@@ -47,6 +48,7 @@ from edgeslm.fleet import broker_files as files
 from edgeslm.fleet.ca import (
     CertificateAuthority,
     CertificateRequest,
+    IssuedCertificate,
     Revoked,
     is_current,
     key_digest,
@@ -54,8 +56,10 @@ from edgeslm.fleet.ca import (
     name_hash,
     new_key,
 )
-from edgeslm.fleet.claims import usable_claims
+from edgeslm.fleet.claims import usable_logins
 from edgeslm.fleet.directory import FleetDirectory, read_file
+from edgeslm.fleet.grants import granted
+from edgeslm.fleet.home_assistant import revoked_identities
 from edgeslm.fleet.store.database import Store
 from edgeslm.fleet.store.models import CertificateRow, FactRow
 from edgeslm.link.mqtt import MqttLink
@@ -115,7 +119,7 @@ class Broker:
                 name.mkdir(exist_ok=True, mode=0o700)
             with locked(directory / _LOCK):
                 clear_partial(directory)
-                lasting = self._write_lasting(now)
+                lasting = self._write_lasting(store, now)
                 passing = self._write_passing(store, now)
         except OSError as error:
             raise FleetError(
@@ -140,7 +144,22 @@ class Broker:
         """
         key = new_key()
         request = CertificateRequest(key.public_key(), key_digest(key.public_key()))
-        certificate = self._authority().issue_device(request, self._fleet.name, device, now, _TAKEOVER_LIFE)
+        self._take_over(
+            key, self._authority().issue_device(request, self._fleet.name, device, now, _TAKEOVER_LIFE)
+        )
+
+    def disconnect_home_assistant(self, now: datetime) -> None:
+        """Put whoever is there as Home Assistant off the broker, as :meth:`disconnect` does with a device.
+
+        Raises:
+            LinkError: the broker cannot be reached.
+            SigningKeyError: the authority's key cannot be used.
+        """
+        key = new_key()
+        name = files.HOME_ASSISTANT
+        self._take_over(key, self._authority().issue_client(key.public_key(), name, now, _TAKEOVER_LIFE))
+
+    def _take_over(self, key: EllipticCurvePrivateKey, certificate: IssuedCertificate) -> None:
         with tempfile.TemporaryDirectory(prefix="edgeslm-takeover-") as name:
             directory = Path(name)
             replace_file(directory / "key", key_pem(key), mode=0o600)
@@ -156,28 +175,30 @@ class Broker:
             _connect_once(config, f"edgeslm-takeover-{secrets.token_hex(6)}")
 
     def forget(self, device: str) -> None:
-        """Clear what the broker keeps of a device that is not there any more.
+        """Clear what the broker keeps of a device that is not there any more; Home Assistant forgets it with that.
 
         Raises:
             LinkError: the broker cannot be reached.
         """
-        messages = [
-            Message(topic, b"", retain=True) for topic in topics.retained_topics(self._fleet.name, device)
-        ]
+        kept = topics.retained_topics(self._fleet.name, device)
+        shown = topics.discovery_topic(self._fleet.name, device)
+        messages = [Message(topic, b"", retain=True) for topic in (*kept, shown)]
         _connect_once(self._fleet.operator_config(), f"edgeslm-fleet-{secrets.token_hex(6)}", messages)
 
     # --- files --------------------------------------------------------------------------------------------
 
-    def _write_lasting(self, now: datetime) -> list[str]:
+    def _write_lasting(self, store: Store, now: datetime) -> list[str]:
         """What is read once, at the start."""
         settings, changed = self._fleet.config.broker, self._renew_certificates(now)
         absolute, first_list = self._directory.resolve(), f"{self._name_hash()}.r0"
+        with store.read() as session:
+            grants = granted(session, self._fleet.config)
         texts = {
             files.AUTHORITY: self._fleet.authority_pem(),
             files.OPERATOR_CERTIFICATE: read_file(self._fleet.operator_certificate).decode(
                 "ascii", "replace"
             ),
-            files.ACCESS: files.access_text(self._fleet.name),
+            files.ACCESS: files.access_text(self._fleet.name, grants),
             files.CONFIG: files.config_text(absolute, settings, first_list=first_list),
             files.DOOR_ACCESS: files.door_access_text(),
             files.DOOR_CONFIG: files.door_config_text(absolute, self._fleet.name, settings),
@@ -188,7 +209,7 @@ class Broker:
         """What changes with claims and revocations."""
         with store.write() as session:
             revoked = self._revocation_list(session, now)
-            claims = [(row.claim, row.password_hash) for row in usable_claims(session, now)]
+            claims = usable_logins(session, now)
         changed = []
         if self._write(files.PASSWORDS, files.password_text(self._fleet.name, claims)):
             changed.append(files.PASSWORDS)
@@ -223,7 +244,7 @@ class Broker:
             issued = (
                 authority.issue_broker(public, names, now)
                 if names
-                else authority.issue_door(public, files.DOOR, now)
+                else authority.issue_client(public, files.DOOR, now)
             )
             replace_file(paths[1], key_pem(key), mode=0o600)
             replace_file(paths[0], (issued.pem + authority.certificate_pem).encode())
@@ -241,6 +262,7 @@ class Broker:
             .order_by(CertificateRow.serial)
         ).all()
         revoked = [Revoked(row.serial, row.revoked_at) for row in rows if row.revoked_at is not None]
+        revoked += revoked_identities(session, now)
         digest = hashlib.sha256("\n".join(entry.serial for entry in revoked).encode()).hexdigest()
         fact = session.get(FactRow, _REVOKED_FACT)
         if fact is not None and fact.value["serials_sha256"] == digest:

@@ -10,9 +10,11 @@ What always holds:
 - A device's user name *and* client id are its certificate's name, and a claim's client id is its user name: nobody
   can take another's session. The operator, who has many sessions, has a listener that lets nobody else in: it knows
   the operator's own certificate and no authority.
-- The access lists are the same however many devices and claims there are: they are patterns over those names.
-- What :mod:`edgeslm.topics` says that a device reads and writes is all that it may, but for answers, which go to
-  topics of the askers' own: nobody reads those without being told their name, and no device may read any.
+- The access lists are the same however many devices and claims there are: they are patterns over those names. Only
+  grants to single devices, or to those with a tag, add lines.
+- What :mod:`edgeslm.topics` says that a device reads and writes is all that it may, but for what the operator grants,
+  and for answers, which go to topics of the askers' own: nobody reads those without being told their name, and no
+  device may read any.
 - Nothing here makes the broker read its files again. On SIGHUP mosquitto 2.0.21 ends the sessions of absent clients
   with certificates a second time, and from then on throws them out a second after each connection. The door has no
   such sessions, so it may; and revoked certificates are looked up at every handshake (``capath``).
@@ -28,6 +30,7 @@ import hashlib
 import os
 import secrets
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from edgeslm import topics
@@ -39,8 +42,8 @@ CONFIG, ACCESS, PID, DATA = "mosquitto.conf", "acl", "mosquitto.pid", "data"
 DOOR_CONFIG, DOOR_ACCESS, DOOR_PID, PASSWORDS = "door.conf", "door-acl", "door.pid", "passwd"
 AUTHORITY, CERTIFICATE, KEY, REVOKED = "ca.crt", "server.crt", "server.key", "revoked"
 DOOR_CERTIFICATE, DOOR_KEY, OPERATOR_CERTIFICATE = "door.crt", "door.key", "operator.crt"
-OPERATOR, DOOR = "operator", "door"
-"""User names of those two, from their certificates; no device or claim has one without a slash."""
+OPERATOR, DOOR, HOME_ASSISTANT = "operator", "door", "home_assistant"
+"""User names of those three, from their certificates; no device or claim has one without a slash."""
 _PASSWORD_ROUNDS = 101
 """What mosquitto_passwd takes; passwords here are 80 random bits, which no stretching has to help."""
 
@@ -57,13 +60,37 @@ def password_text(fleet: str, claims: Iterable[tuple[str, str]]) -> str:
     return "".join(f"{topics.claim_user(fleet, claim)}:{password_hash}\n" for claim, password_hash in claims)
 
 
-def access_text(fleet: str) -> str:
-    """The broker's access list."""
+@dataclass(frozen=True)
+class Granted:
+    """More access than follows from who somebody is.
+
+    Attributes:
+        users: whose; ``None`` is every device.
+    """
+
+    users: tuple[str, ...] | None
+    access: topics.Access
+
+
+def access_text(fleet: str, grants: Sequence[Granted] = ()) -> str:
+    """The broker's access list, with the grants of the fleet's settings."""
     operator, door, device = (
         topics.operator_access(fleet),
         topics.door_access(fleet),
         topics.device_access(fleet),
     )
+    to_all = [one.access for one in grants if one.users is None]
+    # What the patterns below would give to those who are no devices as well; denials come first.
+    denied = [
+        f"topic deny {name}"
+        for name in dict.fromkeys(
+            [
+                topics.pool_filter(fleet),
+                f"{REPLY_ROOT}/#",
+                *(name for access in to_all for name in (*access.reads, *access.writes)),
+            ]
+        )
+    ]
     return "\n".join(
         [
             "# Written by edgeslm.",
@@ -72,18 +99,32 @@ def access_text(fleet: str) -> str:
             *_rights("topic", operator),
             f"topic readwrite {REPLY_ROOT}/#",
             "",
-            # What the patterns below would give to the door as well; denials come first.
             f"user {DOOR}",
-            f"topic deny {topics.pool_filter(fleet)}",
-            f"topic deny {REPLY_ROOT}/#",
+            *denied,
+            f"topic deny {topics.home_assistant_filter()}",
             *_rights("topic", door),
             "",
+            f"user {HOME_ASSISTANT}",
+            *denied,
+            *_rights("topic", topics.home_assistant_access(fleet)),
+            "",
+            *_granted(grants),
             "# Every device, by the name in its certificate.",
             *_rights("pattern", device),
             f"pattern write {REPLY_ROOT}/#",
+            *(line for access in to_all for line in _rights("pattern", access)),
             "",
         ]
     )
+
+
+def _granted(grants: Sequence[Granted]) -> list[str]:
+    """A part for each user with grants of its own; the patterns hold for it as well."""
+    lines: dict[str, list[str]] = {}
+    for one in grants:
+        for user in one.users or ():
+            lines.setdefault(user, []).extend(_rights("topic", one.access))
+    return [line for user, rights in sorted(lines.items()) for line in (f"user {user}", *rights, "")]
 
 
 def door_access_text() -> str:

@@ -270,9 +270,11 @@ class CertificateAuthority:
             key, name, ExtendedKeyUsageOID.SERVER_AUTH, _EPOCH, now + BROKER_LIFE, alternatives
         )
 
-    def issue_door(self, key: ec.EllipticCurvePublicKey, name: str, now: datetime) -> IssuedCertificate:
-        """A certificate for the door, which is a client of the broker and lasts as long as that."""
-        return self._issue(key, name, ExtendedKeyUsageOID.CLIENT_AUTH, now - _BACKDATE, now + BROKER_LIFE)
+    def issue_client(
+        self, key: ec.EllipticCurvePublicKey, name: str, now: datetime, life: timedelta = BROKER_LIFE
+    ) -> IssuedCertificate:
+        """A certificate for a client of the broker that is no device, such as the door; it lasts as long as that."""
+        return self._issue(key, name, ExtendedKeyUsageOID.CLIENT_AUTH, now - _BACKDATE, now + life)
 
     def revocation_list(
         self, revoked: Sequence[Revoked], *, previous: datetime | None, now: datetime

@@ -37,6 +37,7 @@ from edgeslm.fleet.ca import is_encrypted, name_hash
 from edgeslm.fleet.claims import usable_claims
 from edgeslm.fleet.directory import DATABASE, FleetDirectory, read_file
 from edgeslm.fleet.doctor_devices import AssignmentFact
+from edgeslm.fleet.grants import granted
 from edgeslm.fleet.metrics.store import MetricsStore, metrics_url
 from edgeslm.fleet.release_files import is_repository
 from edgeslm.fleet.release_setup import ASSIGNMENTS, ONLINE_ROLES
@@ -308,10 +309,11 @@ def _changed_files(fleet: FleetDirectory, store: Store, now: datetime) -> tuple[
     authority = read_file(fleet.authority_certificate)
     with store.read() as session:
         claims = [(row.claim, row.password_hash) for row in usable_claims(session, now)]
+        grants = granted(session, fleet.config)
     wanted = {
         files.AUTHORITY: authority.decode("ascii", "replace"),
         files.OPERATOR_CERTIFICATE: read_file(fleet.operator_certificate).decode("ascii", "replace"),
-        files.ACCESS: files.access_text(fleet.name),
+        files.ACCESS: files.access_text(fleet.name, grants),
         files.CONFIG: files.config_text(absolute, settings, first_list=f"{name_hash(authority)}.r0"),
         files.DOOR_ACCESS: files.door_access_text(),
         files.DOOR_CONFIG: files.door_config_text(absolute, fleet.name, settings),

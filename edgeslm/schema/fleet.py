@@ -5,12 +5,13 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints, model_validator
 
 from edgeslm.schema.base import FileModel, Identifier
 from edgeslm.schema.enrol import Host, Port, Printable
 from edgeslm.schema.fleet_metrics import MetricsSettings
 from edgeslm.schema.message import DeviceState, MeterClass
+from edgeslm.schema.rule import check_filter
 
 ApprovalMode = Literal["hand", "allow-list", "hook"]
 DeviceStanding = Literal["active", "revoked", "retired"]
@@ -77,6 +78,53 @@ class Approval(FileModel):
         return self
 
 
+_OWN_TREES = frozenset({"edgeslm", "edgeslm-client", "homeassistant"})
+"""First levels whose access follows from who somebody is, never from a grant."""
+_NO_DEVICES = frozenset({"pool", "enrol"})
+
+
+def _check_granted(text: str) -> str:
+    check_filter(text)
+    first = text.partition("/")[0]
+    if first in {"", "+", "#"} or first.startswith("$") or first in _OWN_TREES:
+        raise ValueError(
+            f"a grant names the first level, and that is none of {', '.join(sorted(_OWN_TREES))}: "
+            f"'{text[:80]}' would open what is not for devices"
+        )
+    if any(char == "%" or char.isspace() or not char.isprintable() for char in text):
+        raise ValueError("a granted topic holds no space, no % and nothing that cannot be printed")
+    return text
+
+
+_Granted = Annotated[tuple[Annotated[str, AfterValidator(_check_granted)], ...], Field(max_length=256)]
+
+
+class Grant(FileModel):
+    """More topics at the fleet's broker, for rules: those of sensors and of what is switched.
+
+    Attributes:
+        device: whom it is for; with neither `device` nor `tag` it is for every device.
+        tag: or those that have this tag when the broker starts.
+        read: filters that may be subscribed to.
+        write: filters that may be published to.
+    """
+
+    device: Identifier | None = None
+    tag: Tag | None = None
+    read: _Granted = ()
+    write: _Granted = ()
+
+    @model_validator(mode="after")
+    def _says_one_thing(self) -> Self:
+        if self.device is not None and self.tag is not None:
+            raise ValueError("a grant is for a device or for a tag, not for both")
+        if self.device in _NO_DEVICES:
+            raise ValueError(f"no device can be called '{self.device}'")
+        if not (self.read or self.write):
+            raise ValueError("a grant gives something to read or to write")
+        return self
+
+
 class FleetConfig(FileModel):
     """``fleet.yaml``.
 
@@ -84,6 +132,7 @@ class FleetConfig(FileModel):
         certificate_days: life of a device's certificate; a device that is off for longer has to join again.
         database: SQLAlchemy URL of the store; ``None`` is the SQLite file ``fleet.db`` beside this one.
         metrics: how long what devices report is kept.
+        grants: topics beyond their own that devices may use at the broker.
     """
 
     v: Literal[1] = 1
@@ -93,6 +142,7 @@ class FleetConfig(FileModel):
     approval: Approval = Approval()
     database: Annotated[str, StringConstraints(max_length=1000)] | None = None
     metrics: MetricsSettings = MetricsSettings()
+    grants: Annotated[tuple[Grant, ...], Field(max_length=256)] = ()
 
 
 class Record(BaseModel):
