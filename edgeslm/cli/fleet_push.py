@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import secrets
 from collections.abc import Callable, Sequence
 from datetime import timedelta
 from pathlib import Path
@@ -24,6 +23,7 @@ from edgeslm.cli.fleet_push_rehearsal import parse_effects, rehearse_push
 from edgeslm.cli.fleet_release_common import find_release, keys_option, open_repository
 from edgeslm.cli.fleet_rollout_common import carry_out, detail
 from edgeslm.cli.fleet_select import Selection, select_options
+from edgeslm.cli.fleet_survey import survey
 from edgeslm.cli.output import json_option, print_json, printable, reporting_errors, stopped_by_signals
 from edgeslm.cli.times import duration
 from edgeslm.clock import utc_now
@@ -41,8 +41,6 @@ from edgeslm.schema.rollout import (
 
 if TYPE_CHECKING:
     from edgeslm.fleet.rollout.preflight import Facts, Preflight
-    from edgeslm.schema.fleet import DeviceRecord
-    from edgeslm.schema.message import Info
     from edgeslm.schema.release import ReleaseTarget
 
 _SHOWN = 12
@@ -274,6 +272,7 @@ def check(
         RolloutError: no device can take it.
     """
     from edgeslm.fleet.quarantine import quarantined  # noqa: PLC0415
+    from edgeslm.fleet.rollout.beginning import claimed_otherwise  # noqa: PLC0415
     from edgeslm.fleet.rollout.operate import list_pins  # noqa: PLC0415
     from edgeslm.fleet.rollout.preflight import preflight  # noqa: PLC0415
     from edgeslm.fleet.selection import select  # noqa: PLC0415
@@ -292,77 +291,8 @@ def check(
             pinned={one.device: one.reason or "no reason given" for one in list_pins(session)},
             quarantined=set(quarantined(session)),
             groups=groups,
+            claimed=claimed_otherwise(session, target.info.name, target.info.sha256),
         )
-
-
-def survey(fleet: Fleet, chosen: Sequence[DeviceRecord]) -> list[Facts]:
-    """What the broker and the store know of devices; what they report is written down.
-
-    Raises:
-        LinkError: the broker cannot be reached.
-    """
-    from sqlalchemy import select as rows_of  # noqa: PLC0415
-
-    from edgeslm.fleet.assignments import Visit, last_reported, view_device  # noqa: PLC0415
-    from edgeslm.fleet.reports import BATCH, take_reports  # noqa: PLC0415
-    from edgeslm.fleet.rollout.preflight import Facts  # noqa: PLC0415
-    from edgeslm.fleet.store.models import DeviceRow  # noqa: PLC0415
-    from edgeslm.power.boards import load_boards  # noqa: PLC0415
-    from edgeslm.topics import DeviceTopic, fleet_filter, parse  # noqa: PLC0415
-
-    name = fleet.directory.name
-    filters = [fleet_filter(name, channel) for channel in ("info", "reported", "availability")]
-    said: dict[str, dict[str, bytes]] = {"info": {}, "reported": {}, "availability": {}}
-    wanted = {one.name for one in chosen}
-    client = f"edgeslm-push-{secrets.token_hex(6)}"
-    with Visit(fleet.directory.operator_config(), client, filters=filters) as visit:
-        for topic, payload in visit.retained().items():
-            parsed = parse(topic)
-            if isinstance(parsed, DeviceTopic) and parsed.device in wanted:
-                said[parsed.channel][parsed.device] = payload
-    reports = list(said["reported"].items())
-    for first in range(0, len(reports), BATCH):
-        take_reports(fleet.store, reports[first : first + BATCH], utc_now())
-    boards = load_boards()
-    facts = []
-    with fleet.store.read() as session:
-        rows = {row.name: row for row in session.scalars(rows_of(DeviceRow)) if row.name in wanted}
-        for one in chosen:
-            row, info = rows[one.name], _info(one.name, said["info"].get(one.name))
-            facts.append(
-                Facts(
-                    view_device(row, info, last_reported(session, row), boards),
-                    board=info.board if info is not None else row.board,
-                    has_meter=info is not None and info.meter == "measured",
-                    is_online=_is_online(said["availability"].get(one.name)),
-                )
-            )
-    return facts
-
-
-def _info(device: str, payload: bytes | None) -> Info | None:
-    from edgeslm import codec  # noqa: PLC0415
-    from edgeslm.errors import CodecError  # noqa: PLC0415
-    from edgeslm.schema.message import MAX_BODY_BYTES, Info  # noqa: PLC0415
-
-    if payload is None:
-        return None
-    try:
-        return codec.decode(Info, payload, max_bytes=MAX_BODY_BYTES)
-    except CodecError as error:
-        note(f"what {device} says of itself cannot be read: {error}")
-        return None
-
-
-def _is_online(payload: bytes | None) -> bool:
-    from edgeslm import codec  # noqa: PLC0415
-    from edgeslm.errors import CodecError  # noqa: PLC0415
-    from edgeslm.schema.message import Availability  # noqa: PLC0415
-
-    try:
-        return payload is not None and codec.decode(Availability, payload, max_bytes=1024).state == "online"
-    except CodecError:
-        return False
 
 
 # --- words --------------------------------------------------------------------------------------------------
@@ -400,9 +330,7 @@ def preflight_view(checked: Preflight) -> PreflightView:
 def plan_lines(view: PreflightView) -> list[str]:
     """The plan that is shown before it is confirmed."""
     devices = [one for wave in view.waves for one in wave]
-    ways = [
-        f"{sum(one.way == way for one in devices)} by {text}" for way, text in _WAYS if _has(devices, way)
-    ]
+    ways = [f"{sum(one.way == way for one in devices)} {text}" for way, text in _WAYS if _has(devices, way)]
     lines = [
         f"{view.release} to {len(devices)} devices ({', '.join(ways)}): {view.moves_bytes} bytes move in all"
     ]
@@ -421,7 +349,7 @@ def plan_lines(view: PreflightView) -> list[str]:
     return [printable(line) for line in lines]
 
 
-_WAYS = (("delta", "delta"), ("full", "the whole package"))
+_WAYS = (("delta", "by delta"), ("full", "by the whole package"), ("nothing", "that run it still"))
 
 
 def _has(devices: Sequence[PlannedView], way: str) -> bool:
@@ -429,7 +357,8 @@ def _has(devices: Sequence[PlannedView], way: str) -> bool:
 
 
 def _planned(one: PlannedView) -> str:
-    return f"{one.device} ({one.board}, {one.runs or 'runs none'}, {one.way} {one.moves_bytes} bytes)"
+    how = "nothing moves" if one.way == "nothing" else f"{one.way} {one.moves_bytes} bytes"
+    return f"{one.device} ({one.board}, {one.runs or 'runs none'}, {how})"
 
 
 def _listed(parts: Sequence[str], separator: str = ", ") -> str:
@@ -462,7 +391,7 @@ def _span(seconds: float) -> str:
     for unit_s, name in ((86_400, "d"), (3600, "h")):
         if seconds % unit_s == 0:
             return f"{seconds / unit_s:.0f} {name}"
-    return f"{seconds / 60:.0f} min"
+    return f"{seconds / 60:.0f} min" if seconds >= 60 else f"{seconds:.0f} s"
 
 
 def _tell_detached(fleet: Fleet, rollout_id: int, *, as_json: bool) -> None:

@@ -8,6 +8,7 @@ import click
 
 from edgeslm.cli.fleet_common import (
     ago,
+    changing,
     confirm,
     dry_run_option,
     exit_for,
@@ -61,15 +62,23 @@ def list_(past: bool, fleet_dir: Path | None, fleet_name: str | None, as_json: b
 @click.argument("device")
 @click.option("--reason", required=True, help="For the record.")
 @fleet_options
+@dry_run_option
 @json_option
 @reporting_errors
-def add(device: str, reason: str, fleet_dir: Path | None, fleet_name: str | None, as_json: bool) -> None:
+def add(
+    device: str,
+    reason: str,
+    fleet_dir: Path | None,
+    fleet_name: str | None,
+    dry_run: bool,
+    as_json: bool,
+) -> None:
     """Put DEVICE into quarantine by hand: believe nothing of what it reports."""
     fleet = open_fleet(fleet_dir, fleet_name)
     from edgeslm.fleet.quarantine import quarantine as put_aside  # noqa: PLC0415
     from edgeslm.fleet.registry import audit  # noqa: PLC0415
 
-    with fleet.store.write() as session:
+    with changing(fleet, dry_run=dry_run) as session:
         put_aside(session, device, reason, utc_now())
         audit(session, fleet.actor, "quarantine", device, utc_now(), reason=reason)
     if as_json:

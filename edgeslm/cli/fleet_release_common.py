@@ -6,6 +6,7 @@ import re
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from difflib import get_close_matches
 from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -82,7 +83,10 @@ def find_release(known: Sequence[ReleaseTarget], text: str) -> ReleaseTarget:
         if (target.info.name, target.info.version) == (name, version):
             return target
     versions = [target.info.version for target in known if target.info.name == name]
-    there = f"Published of {name}: {', '.join(versions)}" if versions else "See edgeslm fleet release list"
+    near = get_close_matches(name, sorted({target.info.name for target in known}), n=3)
+    there = f"Did you mean {' or '.join(near)}?" if near else "See edgeslm fleet release list"
+    if versions:
+        there = f"Published of {name}: {', '.join(versions)}"
     raise UsageError(f"{text} is not published", hint=there)
 
 

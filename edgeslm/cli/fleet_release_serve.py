@@ -43,8 +43,11 @@ def serve(
                 click.echo("connected to the broker: all of it is served there as well", err=True)
 
 
-def running_distribution(fleet: Fleet, keys: Path, host: str, port: int) -> Any:
+def running_distribution(fleet: Fleet, keys: Path, host: str, port: int, *, reports: bool = True) -> Any:
     """The service that gives out releases of `fleet`; a context in which it runs.
+
+    Args:
+        reports: it also writes down what devices report.
 
     Raises:
         ReleaseRepositoryError: there is no repository.
@@ -61,6 +64,7 @@ def running_distribution(fleet: Fleet, keys: Path, host: str, port: int) -> Any:
         directory.operator_config(),
         f"edgeslm-releases-{secrets.token_hex(6)}",
         keys=keys if has_online_keys(keys) else None,
+        reports=reports,
         host=host,
         port=port,
     )

@@ -135,16 +135,29 @@ def detail(fleet: Fleet, rollout_id: int) -> RolloutView:
 def _until_it_rests(
     fleet: Fleet, rollout_id: int, stop: threading.Event, show: Callable[[RolloutView], None]
 ) -> RolloutView:
-    from edgeslm.fleet.rollout.views import summarize  # noqa: PLC0415
+    from edgeslm.fleet.rollout.views import held_up_by, summarize  # noqa: PLC0415
 
+    told: list[str] = []
     while True:
+        held_up = []
         with fleet.store.read() as session:
             view = summarize(session, rollout_id)
+            if _asks_nobody(view):
+                held_up = [waiting_words(summarize(session, one)) for one in held_up_by(session, rollout_id)]
         show(view)
+        if held_up and held_up != told:
+            told = held_up
+            note(printable("; ".join(held_up)))
         if view.phase in FINISHED or view.phase in {"paused", "waiting"}:
             return view
         if stop.wait(_POLL_S):
             return view
+
+
+def _asks_nobody(view: RolloutView) -> bool:
+    """Whether a rollout goes on, and nobody of its present wave has been asked."""
+    present = view.waves[view.wave - 1].counts
+    return view.phase == "running" and present.get("waiting", 0) > 0 and not present.get("asked", 0)
 
 
 # --- progress, on stderr ------------------------------------------------------------------------------------
@@ -210,6 +223,12 @@ def headline(view: RolloutView) -> str:
     )
     reason = f": {view.reason}" if view.reason else ""
     return f"rollout {view.id} {view.release}: {view.phase}, {where}{reason}"
+
+
+def waiting_words(other: RolloutView) -> str:
+    """What a newer rollout waits for, and what the operator can do about it."""
+    words = f"devices wait for rollout {other.id} of {other.release}, which is {other.phase}"
+    return words + (f". Next: {other.next}" if other.next else "")
 
 
 def closing_words(view: RolloutView) -> str:

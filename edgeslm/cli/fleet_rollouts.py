@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import click
 
 from edgeslm.cli.fleet_common import (
     Fleet,
+    changing,
     confirm,
     dry_run_option,
     exit_for,
@@ -27,9 +29,9 @@ from edgeslm.cli.fleet_rollout_common import (
     print_rollout,
     print_summaries,
 )
-from edgeslm.cli.output import CommandGroup, json_option, print_json, reporting_errors
+from edgeslm.cli.output import CommandGroup, json_option, print_json, printable, reporting_errors
 from edgeslm.clock import utc_now
-from edgeslm.schema.rollout import RolloutView
+from edgeslm.schema.rollout import MemberView, RolloutView
 
 _ID = click.argument("rollout_id", metavar="ID", type=click.IntRange(1, 2**31 - 1))
 _REASON = click.option("--reason", default="", help="Why; it is kept.")
@@ -91,17 +93,26 @@ def follow_(rollout_id: int, fleet_dir: Path | None, fleet_name: str | None, as_
 @_ID
 @_REASON
 @fleet_options
+@dry_run_option
 @json_option
 @reporting_errors
 def pause(
-    rollout_id: int, reason: str, fleet_dir: Path | None, fleet_name: str | None, as_json: bool
+    rollout_id: int,
+    reason: str,
+    fleet_dir: Path | None,
+    fleet_name: str | None,
+    dry_run: bool,
+    as_json: bool,
 ) -> None:
     """Ask no more devices for now; those that were asked go on."""
     fleet = open_fleet(fleet_dir, fleet_name)
     from edgeslm.fleet.rollout import operate  # noqa: PLC0415
 
-    with fleet.store.write() as session:
+    with changing(fleet, dry_run=dry_run) as session:
         operate.pause(session, rollout_id, reason=reason, actor=fleet.actor, now=utc_now())
+    if dry_run:
+        _plan(fleet, detail(fleet, rollout_id), "is not asked for now", _waiting, as_json=as_json)
+        return
     _tell(fleet, rollout_id, as_json=as_json)
 
 
@@ -110,6 +121,7 @@ def pause(
 @_DETACH
 @fleet_options
 @keys_option
+@dry_run_option
 @json_option
 @reporting_errors
 def resume(
@@ -118,6 +130,7 @@ def resume(
     fleet_dir: Path | None,
     fleet_name: str | None,
     keys_dir: Path | None,
+    dry_run: bool,
     as_json: bool,
 ) -> None:
     """Go on with a rollout that paused, or whose command was stopped.
@@ -127,9 +140,13 @@ def resume(
     fleet = open_fleet(fleet_dir, fleet_name)
     from edgeslm.fleet.rollout import operate  # noqa: PLC0415
 
-    if detail(fleet, rollout_id).phase not in {"running", "returning"}:
-        with fleet.store.write() as session:
+    view = detail(fleet, rollout_id)
+    if view.phase not in {"running", "returning"}:
+        with changing(fleet, dry_run=dry_run) as session:
             operate.resume(session, rollout_id, actor=fleet.actor, now=utc_now())
+    if dry_run:
+        _plan(fleet, view, "is asked", lambda one: _waiting(one) and one.wave <= view.wave, as_json=as_json)
+        return
     _go_on(fleet, keys_dir, rollout_id, detach=detach, as_json=as_json)
 
 
@@ -166,6 +183,8 @@ def abort(
     plan.append(
         f"{len(asked)} devices {'keep what they have' if keep else 'go back to what they ran before'}"
     )
+    if asked and not keep:
+        plan += [printable(f"{one.device}: goes back to {one.base or 'nothing'}") for one in asked]
     if not confirm(plan, yes=yes, dry_run=dry_run):
         return
     with fleet.store.write() as session:
@@ -185,6 +204,7 @@ def abort(
 @_DETACH
 @fleet_options
 @keys_option
+@dry_run_option
 @json_option
 @reporting_errors
 def approve(
@@ -194,14 +214,25 @@ def approve(
     fleet_dir: Path | None,
     fleet_name: str | None,
     keys_dir: Path | None,
+    dry_run: bool,
     as_json: bool,
 ) -> None:
     """Let the next wave begin."""
     fleet = open_fleet(fleet_dir, fleet_name)
     from edgeslm.fleet.rollout import operate  # noqa: PLC0415
 
-    with fleet.store.write() as session:
+    with changing(fleet, dry_run=dry_run) as session:
         wave = operate.approve(session, rollout_id, every=every, actor=fleet.actor, now=utc_now())
+    if dry_run:
+        view = detail(fleet, rollout_id)
+        _plan(
+            fleet,
+            view,
+            "is asked",
+            lambda one: _waiting(one) and (every or one.wave <= wave),
+            as_json=as_json,
+        )
+        return
     note(f"wave {wave} may begin")
     _go_on(fleet, keys_dir, rollout_id, detach=detach, as_json=as_json)
 
@@ -212,6 +243,7 @@ def approve(
 @_DETACH
 @fleet_options
 @keys_option
+@dry_run_option
 @json_option
 @reporting_errors
 def retry(
@@ -221,14 +253,19 @@ def retry(
     fleet_dir: Path | None,
     fleet_name: str | None,
     keys_dir: Path | None,
+    dry_run: bool,
     as_json: bool,
 ) -> None:
     """Let devices that failed try again: those named, or all that failed."""
     fleet = open_fleet(fleet_dir, fleet_name)
     from edgeslm.fleet.rollout import operate  # noqa: PLC0415
 
-    with fleet.store.write() as session:
+    with changing(fleet, dry_run=dry_run) as session:
         names = operate.retry(session, rollout_id, devices, actor=fleet.actor, now=utc_now())
+    if dry_run:
+        view = detail(fleet, rollout_id)
+        _plan(fleet, view, "tries again", lambda one: one.device in names, as_json=as_json)
+        return
     note(f"asked again: {', '.join(names[:20])}{f' and {len(names) - 20} more' if len(names) > 20 else ''}")
     _go_on(fleet, keys_dir, rollout_id, detach=detach, as_json=as_json)
 
@@ -237,10 +274,16 @@ def retry(
 @click.argument("devices", nargs=-1, metavar="[DEVICE]...")
 @click.option("--reason", default="", help="Why; it is kept, and shown where the device is left out.")
 @fleet_options
+@dry_run_option
 @json_option
 @reporting_errors
 def pin(
-    devices: tuple[str, ...], reason: str, fleet_dir: Path | None, fleet_name: str | None, as_json: bool
+    devices: tuple[str, ...],
+    reason: str,
+    fleet_dir: Path | None,
+    fleet_name: str | None,
+    dry_run: bool,
+    as_json: bool,
 ) -> None:
     """Let rollouts leave DEVICEs alone. Without names: list those that are pinned."""
     fleet = open_fleet(fleet_dir, fleet_name)
@@ -249,8 +292,14 @@ def pin(
     def do(name: str) -> None:
         with fleet.store.write() as session:
             operate.pin(session, name, reason=reason, actor=fleet.actor, now=utc_now())
+            if dry_run:
+                session.rollback()
 
     done = for_each(devices, do) if devices else []
+    if dry_run and devices:
+        _not_done(done, "pinned", as_json=as_json)
+        exit_for(done, devices)
+        return
     with fleet.store.read() as session:
         pins = [one for one in operate.list_pins(session) if not devices or one.device in done]
     if as_json:
@@ -267,9 +316,12 @@ def pin(
 @click.command()
 @click.argument("devices", nargs=-1, required=True, metavar="DEVICE...")
 @fleet_options
+@dry_run_option
 @json_option
 @reporting_errors
-def unpin(devices: tuple[str, ...], fleet_dir: Path | None, fleet_name: str | None, as_json: bool) -> None:
+def unpin(
+    devices: tuple[str, ...], fleet_dir: Path | None, fleet_name: str | None, dry_run: bool, as_json: bool
+) -> None:
     """Let rollouts bring releases to DEVICEs again."""
     fleet = open_fleet(fleet_dir, fleet_name)
     from edgeslm.fleet.rollout import operate  # noqa: PLC0415
@@ -277,13 +329,62 @@ def unpin(devices: tuple[str, ...], fleet_dir: Path | None, fleet_name: str | No
     def do(name: str) -> None:
         with fleet.store.write() as session:
             operate.unpin(session, name, actor=fleet.actor, now=utc_now())
+            if dry_run:
+                session.rollback()
 
     done = for_each(devices, do)
+    if dry_run:
+        _not_done(done, "unpinned", as_json=as_json)
+        exit_for(done, devices)
+        return
     if as_json:
         print_json({"unpinned": done})
     else:
         click.echo(f"not pinned any more: {', '.join(done)}")
     exit_for(done, devices)
+
+
+# --- dry runs -----------------------------------------------------------------------------------------------
+
+
+def _waiting(member: MemberView) -> bool:
+    return member.status == "waiting"
+
+
+def _plan(
+    fleet: Fleet,
+    view: RolloutView,
+    what: str,
+    which: Callable[[MemberView], bool],
+    *,
+    as_json: bool,
+) -> None:
+    """Say what would become of devices of a rollout, each by name with the bytes that would move."""
+    from edgeslm.cli.fleet_survey import moves  # noqa: PLC0415
+
+    chosen = [one for one in view.members if which(one)]
+    found = moves(fleet, view, [one.device for one in chosen])
+    if as_json:
+        print_json(
+            [{"device": one.device, "wave": one.wave, "moves_bytes": found[one.device]} for one in chosen]
+        )
+        return
+    for one in chosen:
+        moved = found[one.device]
+        size = "bytes not known" if moved is None else f"{moved} bytes"
+        waits = f", waits for {one.waits_for}" if (one.waits_for or "").startswith("rollout") else ""
+        click.echo(printable(f"{one.device} (wave {one.wave}, {one.board}, {size}): {what}{waits}"))
+    if not chosen:
+        click.echo(f"no device of rollout {view.id} {what}")
+
+
+def _not_done(names: Sequence[str], what: str, *, as_json: bool) -> None:
+    if as_json:
+        print_json({what: list(names)})
+    else:
+        for name in names:
+            click.echo(f"{name}: {what}")
+    click.echo("dry run: nothing was done", err=True)
 
 
 # --- what follows -------------------------------------------------------------------------------------------

@@ -10,12 +10,15 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from edgeslm.cli.fleet_common import Fleet
+from edgeslm.clock import utc_now
 from edgeslm.errors import SelectionError, UsageError
 
 if TYPE_CHECKING:
     from sqlalchemy.orm import Session
 
     from edgeslm.schema.fleet import DeviceFacts, DeviceRecord
+
+_NEAREST = 3
 
 
 @dataclass(frozen=True)
@@ -49,8 +52,25 @@ class Selection:
         found = select(session, groups=self.groups, queries=self.queries, devices=self.devices)
         if not found:
             why = "the fleet has no device in use" if self.is_all else f"no device in use is meant by {self}"
-            raise SelectionError(why, expression=str(self))
+            raise SelectionError(why, expression=str(self), nearest=self._nearest(session))
         return found
+
+    def _nearest(self, session: Session) -> tuple[str, ...]:
+        """Groups that hold devices, the most alike to those that were named first, where these are empty."""
+        if not self.groups or self.queries:
+            return ()
+        from difflib import SequenceMatcher  # noqa: PLC0415
+
+        from edgeslm.fleet.groups import list_groups  # noqa: PLC0415
+        from edgeslm.fleet.selection import facts  # noqa: PLC0415
+
+        in_use = [one for one in facts(session) if one.standing == "active"]
+        filled = [one.name for one in list_groups(session, in_use, utc_now()) if one.devices]
+
+        def unlike(name: str) -> float:
+            return -max(SequenceMatcher(None, name, group).ratio() for group in self.groups)
+
+        return tuple(f"--group {name}" for name in sorted(filled, key=unlike)[:_NEAREST])
 
     def ever(self, session: Session) -> list[DeviceFacts]:
         """The devices that are meant, in use or not, by name; there may be none."""

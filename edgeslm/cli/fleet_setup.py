@@ -209,9 +209,12 @@ def serve(
             stack.enter_context(running_collector(fleet))
         if not no_releases and (fleet.directory.releases / "public").is_dir():
             keys = keys_of(fleet, keys_dir)
-            distribution = stack.enter_context(running_distribution(fleet, keys, "0.0.0.0", releases_port))  # noqa: S104
+            controls = (keys / "assignments.pem").exists()
+            distribution = stack.enter_context(
+                running_distribution(fleet, keys, "0.0.0.0", releases_port, reports=not controls)  # noqa: S104
+            )
             click.echo(f"releases of fleet {fleet.directory.name} at {distribution.url}", err=True)
-            if (keys / "assignments.pem").exists():
+            if controls:
                 stack.enter_context(running_controller(fleet, keys_dir))
             else:
                 note(f"no key that signs assignments in {keys}: rollouts are left to others")

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
-from sqlalchemy import select
+from sqlalchemy import ColumnElement, select
 from sqlalchemy.orm import Session
 
 from edgeslm.errors import DeviceStateError, UnknownDeviceError
@@ -136,11 +136,19 @@ def list_claims(session: Session, now: datetime) -> list[ClaimRecord]:
 
 def usable_claims(session: Session, now: datetime) -> Sequence[ClaimRow]:
     """The claims that may log in: open and in time, or bound."""
-    return session.scalars(
-        select(ClaimRow)
-        .where((ClaimRow.state == "bound") | ((ClaimRow.state == "open") & (ClaimRow.expires_at > now)))
-        .order_by(ClaimRow.claim)
-    ).all()
+    return session.scalars(select(ClaimRow).where(_is_usable(now)).order_by(ClaimRow.claim)).all()
+
+
+def _is_usable(now: datetime) -> ColumnElement[bool]:
+    return (ClaimRow.state == "bound") | ((ClaimRow.state == "open") & (ClaimRow.expires_at > now))
+
+
+def usable_logins(session: Session, now: datetime) -> Sequence[tuple[str, str]]:
+    """Claims that may log in, as :func:`usable_claims`, with the hashes of their passwords."""
+    rows = session.execute(
+        select(ClaimRow.claim, ClaimRow.password_hash).where(_is_usable(now)).order_by(ClaimRow.claim)
+    )
+    return [(claim, password_hash) for claim, password_hash in rows]
 
 
 def claim_record(row: ClaimRow, now: datetime) -> ClaimRecord:

@@ -241,6 +241,7 @@ class Distribution:
         client_id: str,
         *,
         keys: Path | None = None,
+        reports: bool = True,
         host: str = "0.0.0.0",  # noqa: S104 - devices are elsewhere
         port: int = 0,
         clock: Callable[[], datetime] = utc_now,
@@ -255,6 +256,7 @@ class Distribution:
             client_id: at the broker.
             keys: directory of the keys of snapshot and timestamp, to keep those fresh; ``None`` leaves that to
                 others.
+            reports: write down what devices report; a controller of rollouts does so as well.
             host: address to listen on.
             port: 0 takes any that is free.
             clock: gives aware UTC time.
@@ -266,6 +268,7 @@ class Distribution:
         self._repository = repository
         self._fleet = fleet
         self._keys = keys
+        self._reports = reports
         self._clock = clock
         self._link = MqttLink(broker, client_id)
         self._blocks = BlockService(files_by_sha256(repository.public), self._send_block)
@@ -288,7 +291,9 @@ class Distribution:
 
     def __enter__(self) -> Self:
         self._server.start()
-        filters = [(topics.fetch_filter(self._fleet), 0), (topics.fleet_filter(self._fleet, "reported"), 1)]
+        filters = [(topics.fetch_filter(self._fleet), 0)]
+        if self._reports:
+            filters.append((topics.fleet_filter(self._fleet, "reported"), 1))
         self._link.start(self, filters)
         for thread in self._threads:
             thread.start()

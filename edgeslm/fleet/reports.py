@@ -18,7 +18,7 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from edgeslm import topics
-from edgeslm.errors import EdgeslmError, TopicError
+from edgeslm.errors import FleetError, TopicError
 from edgeslm.fleet.assignments import reported_key, take_reported
 from edgeslm.fleet.store.database import Store
 from edgeslm.fleet.store.models import Base, DeviceRow, FactRow
@@ -77,14 +77,17 @@ def take_reports(store: Store, reports: Sequence[tuple[str, bytes]], now: dateti
     wanted = [(device, payload) for device, payload in reports if payload]
     try:
         _take(store, wanted, now)
-    except EdgeslmError:
-        if len(wanted) == 1:
-            raise
+    except FleetError:
+        raise
+    except Exception:  # what one device says must not cost others their reports
+        _LOG.exception("reports are written down one by one")
         for one in wanted:
             try:
                 _take(store, [one], now)
-            except EdgeslmError as error:
-                _LOG.warning("a report of %s is dropped: %s", one[0], error)
+            except FleetError:
+                raise
+            except Exception:
+                _LOG.exception("a report of %s is dropped", one[0])
 
 
 def _take(store: Store, reports: Sequence[tuple[str, bytes]], now: datetime) -> None:

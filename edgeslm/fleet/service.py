@@ -39,6 +39,8 @@ MAX_WAITING = 10_000
 """Messages that wait to be handled; what comes after them is dropped, and comes again."""
 _MAX_BATCH = 64
 _TICK_S = 1.0
+_SYNC_REST = 20.0
+"""A sync of the broker's files is followed by a rest so many times as long: thousands of claims take a while."""
 _HOOK_OUTPUT_CHARS = 300
 
 
@@ -63,6 +65,15 @@ def ask_hook(approval: Approval, request: dict[str, Any]) -> Decision:
     if done.returncode == 1:
         return Decision("reject", said or f"hook '{name}' rejects")
     return Decision("wait", f"hook '{name}' ended with {done.returncode}")
+
+
+def _asked_in(message: Message) -> tuple[str, bytes] | None:
+    """A request to join, to know it again by; ``None`` if a message is none."""
+    try:
+        is_request = isinstance(topics.parse(message.topic), topics.EnrolTopic)
+    except TopicError:
+        return None
+    return (message.topic, message.payload) if is_request else None
 
 
 class EnrolmentService:
@@ -93,6 +104,8 @@ class EnrolmentService:
         self._reason = "no answer yet"
         self._stopping = False
         self._is_sync_due = True
+        self._no_sync_before_s = 0.0
+        self._asking: set[tuple[str, bytes] | None] = set()
         self._thread = threading.Thread(target=self._run, name="fleet-enrolment", daemon=True)
 
     def start(self) -> None:
@@ -137,9 +150,16 @@ class EnrolmentService:
 
     def on_message(self, message: Message) -> None:
         """Part of ``LinkEvents``."""
+        asked = _asked_in(message)
+        if asked is not None and asked in self._asking:
+            message.acknowledge()  # it asks again, and has not been answered because others were before it
+            return
         try:
+            if asked is not None:
+                self._asking.add(asked)
             self._inbox.put_nowait(message)
         except queue.Full:
+            self._asking.discard(asked)
             _LOG.warning("a message on %s is dropped: %d wait already", message.topic[:120], MAX_WAITING)
             message.acknowledge()
 
@@ -180,6 +200,7 @@ class EnrolmentService:
         try:
             first = self._inbox.get(timeout=_TICK_S)
             while first is not None:
+                self._asking.discard(_asked_in(first))
                 found.append(first)
                 if len(found) == _MAX_BATCH:
                     break
@@ -236,7 +257,7 @@ class EnrolmentService:
             outcomes = [*carry_on(session, self._issuer, now), *carry_on_renaming(session, self._issuer, now)]
         for outcome in outcomes:
             self._try_to_follow(outcome)
-        if self._is_sync_due:
+        if self._is_sync_due and time.monotonic() >= self._no_sync_before_s:
             self._sync()
 
     def _try_to_follow(self, outcome: Outcome) -> None:
@@ -262,7 +283,9 @@ class EnrolmentService:
             self._broker.disconnect(outcome.disconnect, self._clock())
 
     def _sync(self) -> None:
+        began_s = time.monotonic()
         done = self._broker.sync(self._store, self._clock())
         self._is_sync_due = False
+        self._no_sync_before_s = time.monotonic() + _SYNC_REST * (time.monotonic() - began_s)
         if done.reload in {"not running", "refused"}:
             _LOG.warning("the door has not read its passwords: %s", done.reload)

@@ -231,3 +231,52 @@ def test_a_rehearsal_touches_no_device(world: World) -> None:
     assert "no device was touched" in told.stderr
     assert world.running() == before
     assert world.cli("rollouts", "--json").stdout == rollouts
+
+
+def test_a_newer_rollout_takes_over_devices_that_run_its_release_still(world: World) -> None:
+    world.cli("push", "lamp@1.1.0", "--downgrade", "--yes")
+    assert world.running() == {"lamp@1.1.0": 5}
+    older = world.push("lamp@1.3.0", "three-0001", "four-0001", "--detach")
+    number = str(older["id"])
+    assert world.cli("rollout", "pause", number).exit_code == 0
+    other = world.push("lamp@1.1.0", "three-0001", "--downgrade")
+    assert (other["phase"], [one["device"] for one in other["members"]]) == ("completed", ["three-0001"])
+    members = {
+        one["device"]: one
+        for one in json.loads(world.cli("rollout", "show", number, "--json").stdout)["members"]
+    }
+    assert members["three-0001"]["status"] == "superseded"
+    assert world.cli("rollout", "abort", number, "--yes").exit_code == 0, "nobody was asked"
+
+
+def test_stepping_in_tells_beforehand_which_devices_and_bytes_it_means(world: World) -> None:
+    told = world.push("lamp@1.2.0", "--detach", "--waves", "1 per board, 100%", "--downgrade")
+    number = str(told["id"])
+    first = {one["device"] for one in told["members"] if one["wave"] == 1}
+    dry = world.cli("rollout", "pause", number, "--dry-run")
+    assert dry.exit_code == 0, dry.stderr
+    assert len(dry.stdout.splitlines()) == 5
+    assert "dry run: nothing was done" in dry.stderr
+    assert world.cli("rollout", "pause", number).exit_code == 0
+    planned = json.loads(world.cli("rollout", "resume", number, "--dry-run", "--json").stdout)
+    assert {one["device"] for one in planned} == first
+    assert all(one["moves_bytes"] > 0 for one in planned)
+    assert world.cli("rollout", "approve", number, "--dry-run").exit_code == 1, "it waits for no approval"
+    assert world.cli("pin", "four-0001", "--dry-run").stdout == "four-0001: pinned\n"
+    assert world.cli("pin", "nobody", "--dry-run").exit_code == 2
+    assert world.cli("unpin", "four-0001", "--dry-run").exit_code == 1, "it is not pinned"
+    assert world.cli("pin", "--json").stdout.strip() == "[]"
+    assert '"phase":"paused"' in world.cli("rollout", "show", number, "--json").stdout.replace(": ", ":")
+    ended = world.cli("rollout", "abort", number, "--keep", "--yes")
+    assert ended.exit_code == 0, ended.stderr
+
+
+def test_an_empty_group_names_groups_that_are_not(world: World) -> None:
+    assert world.cli("group", "create", "void").exit_code == 0
+    assert world.cli("group", "create", "halls").exit_code == 0
+    assert world.cli("group", "add", "halls", "four-0001").exit_code == 0
+    refused = world.cli("push", "lamp@1.3.0", "--group", "void", "--yes")
+    assert refused.exit_code == 2
+    assert "no device in use is meant by --group void. Did you mean --group halls?" in refused.stderr
+    assert "Did you mean halls?" in world.cli("push", "lamp@1.3.0", "--group", "hals", "--yes").stderr
+    assert "Did you mean lamp?" in world.cli("push", "lmap@1.3.0", "--yes").stderr

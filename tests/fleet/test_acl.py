@@ -47,6 +47,33 @@ def test_what_a_device_is_told_it_may_not_say_itself(refused: dict[Case, bool]) 
 def test_there_are_cases_of_every_kind(refused: dict[Case, bool]) -> None:
     kinds = {(case.who, case.action) for case in refused}
     actions = {"publish", "subscribe", "subscribe widely", "leave a will", "take a session"}
-    assert kinds == {(who, action) for who in ("device", "claim", "door") for action in actions} | {
-        ("stranger", "get in")
-    }
+    whos = ("device", "claim", "door", "home assistant")
+    assert kinds == {(who, action) for who in whos for action in actions} | {("stranger", "get in")}
+
+
+def test_what_others_show_home_assistant_is_among_what_is_tried(refused: dict[Case, bool]) -> None:
+    own = topics.discovery_topic("green", ACTOR)
+    for who in ("device", "claim", "door"):
+        assert Case(who, "publish", topics.discovery_topic("green", update_acl.OTHER)) in refused
+        assert Case(who, "publish", topics.birth_topic()) in refused
+        assert (Case(who, "publish", own) in refused) == (who != "device")
+        assert Case(who, "subscribe", own) in refused
+
+
+def test_what_is_granted_to_one_device_is_tried_by_all_others(refused: dict[Case, bool]) -> None:
+    for who in ("device", "claim", "door", "home assistant"):
+        for topic in update_acl.GRANTED_TO_OTHER:
+            assert Case(who, "publish", topic) in refused
+            assert Case(who, "subscribe", topic) in refused
+        assert Case(who, "publish", update_acl.GRANTED_TO_ALL) in refused
+        assert (Case(who, "subscribe", update_acl.GRANTED_TO_ALL) in refused) == (who != "device")
+
+
+def test_home_assistant_may_order_what_it_shows_and_nothing_else(refused: dict[Case, bool]) -> None:
+    assert Case("home assistant", "publish", topics.command_topic("green", ACTOR, "bench", "x")) in refused
+    assert (
+        Case("home assistant", "publish", topics.command_topic("green", ACTOR, "self-test", "x"))
+        not in refused
+    )
+    assert Case("home assistant", "publish", topics.device_topic("green", ACTOR, "desired")) in refused
+    assert Case("home assistant", "subscribe", topics.device_topic("green", ACTOR, "desired")) in refused

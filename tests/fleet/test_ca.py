@@ -193,7 +193,7 @@ def test_a_board_whose_clock_says_1970_accepts_the_broker(files: Files) -> None:
 
 def test_the_door_s_certificate_names_no_host_and_is_for_a_client(authority: CertificateAuthority) -> None:
     key = ca.new_key()
-    issued = authority.issue_door(key.public_key(), "door", NOW)
+    issued = authority.issue_client(key.public_key(), "door", NOW)
     assert ca.is_current(issued.pem.encode(), ca.key_pem(key), [], NOW)
     assert not ca.is_current(issued.pem.encode(), ca.key_pem(key), ["broker.local"], NOW)
     purposes = parsed(issued.pem).extensions.get_extension_for_class(x509.ExtendedKeyUsage).value

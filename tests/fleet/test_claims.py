@@ -154,7 +154,8 @@ def test_the_access_lists_do_not_grow_with_devices_and_claims() -> None:
     access = access_text("green")
     assert "pattern read edgeslm/v1/%u/prompt\n" in access
     assert "pattern write edgeslm/v1/%u/availability\n" in access
-    assert [line for line in access.splitlines() if line.startswith("user")] == ["user operator", "user door"]
+    users = [line for line in access.splitlines() if line.startswith("user")]
+    assert users == ["user operator", "user door", "user home_assistant"]
     assert [line for line in door_access_text().splitlines() if line.startswith("pattern")] == [
         "pattern read edgeslm/v1/%u/reply",
         "pattern write edgeslm/v1/%u/request",

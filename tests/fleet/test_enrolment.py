@@ -599,6 +599,8 @@ def test_what_is_assigned_under_the_former_name_is_due_to_be_assigned_anew(desk:
         session.add(
             DesiredRow(
                 device_id=row.id,
+                device=row.name,
+                key_sha256=row.key_sha256,
                 seq=5,
                 body=b"{}",
                 issued_at=desk.now,

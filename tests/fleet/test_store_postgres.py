@@ -6,16 +6,25 @@ import os
 import shutil
 import socket
 import subprocess
+import sys
 import tempfile
+import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
+from sqlalchemy import select
 
+sys.path.insert(0, str(Path(__file__).parents[2]))
+
+from benchmarks.rollout_rig import PaperFleet, many
 from edgeslm.errors import FleetError, FleetVersionError
+from edgeslm.fleet.rollout import operate
+from edgeslm.fleet.rollout.lease import LENGTH
 from edgeslm.fleet.store.database import HEAD, Store, sqlite_url
 from edgeslm.fleet.store.models import AuditRow, Base, DeviceRow, FactRow, TagRow
 
@@ -148,3 +157,64 @@ def test_the_revision_is_the_newest(url: str) -> None:
             == HEAD
         )
     store.close()
+
+
+def test_a_writer_waits_for_another_and_sees_what_it_wrote(url: str) -> None:
+    one, other = Store(url), Store(url)
+    began, goes_on = threading.Event(), threading.Event()
+
+    def count_up(store: Store, *, first: bool) -> None:
+        if not first:
+            assert began.wait(60)
+        with store.write() as session:
+            row = session.get(FactRow, "counted") or FactRow(key="counted", value={"n": 0})
+            seen = row.value["n"]
+            if first:
+                began.set()
+                assert goes_on.wait(60)
+            row.value = {"n": seen + 1}
+            session.merge(row)
+
+    with ThreadPoolExecutor(2) as pool:
+        writers = [pool.submit(count_up, one, first=True), pool.submit(count_up, other, first=False)]
+        assert began.wait(60)
+        goes_on.set()
+        for writer in writers:
+            writer.result(60)
+    with one.read() as session:
+        assert session.get_one(FactRow, "counted").value == {"n": 2}
+
+
+def test_a_reading_transaction_sees_one_state(url: str) -> None:
+    store = Store(url)
+    with store.read() as session:
+        assert session.scalars(select(DeviceRow)).all() == []
+        with store.write() as writing:
+            writing.add(device("kitchen"))
+        assert session.scalars(select(DeviceRow)).all() == []
+
+
+def test_a_rollout_goes_through_its_waves_and_is_taken_over_under_the_lease(url: str) -> None:
+    fleet = PaperFleet(Store(url), many(6))
+    number = fleet.begin(waves="1 per board, 100%")
+    fleet.hear()
+    fleet.controller.turn()
+    killed = fleet.controller
+    successor = fleet.new_controller()
+    assert not successor.turn(), "it stands by"
+    assert not successor.leads
+    fleet.now += LENGTH
+    view = fleet.settle(number)
+    assert (view.phase, view.passed) == ("completed", 6)
+    assert {device.running["lamp"] for device in fleet.devices.values()} == {"1.1.0"}
+    assert all(len(device.history) == 1 for device in fleet.devices.values()), "no step was taken twice"
+    assert not killed.turn(), "its lease is another's"
+    with fleet.store.read() as session:
+        assert {row.actor for row in session.scalars(select(AuditRow))} >= {"test", "controller"}
+    other = fleet.begin("1.2.0", waves="1 per board, 100%")
+    with fleet.store.write() as session:
+        operate.pin(session, "d0005", reason="a show", actor="me", now=fleet.now)
+        operate.pause(session, other, reason="lunch", actor="me", now=fleet.now)
+        operate.resume(session, other, actor="me", now=fleet.now)
+    view = fleet.settle(other)
+    assert (view.phase, view.passed) == ("completed", 5)

@@ -43,6 +43,8 @@ _SUPPLY_FACTOR: Final = 1.5
 _TABLE_FACTOR: Final = 3.0
 _ENERGY_SLACK_J: Final = 1.0
 _ENERGY_FACTOR: Final = 1.1
+_MEAN_SLACK: Final = 0.1
+_MEAN_SLACK_W: Final = 0.05
 _RESTART_SLACK_S: Final = 120.0
 _RESTART_SHARE: Final = 0.5
 _COLDEST_C: Final = -60.0
@@ -229,8 +231,10 @@ def _check_point(point: PowerPoint) -> None:
     low_w, mean_w, high_w = point.min_w, point.mean_w, point.max_w
     if not abs(point.ago_s) <= LONGEST_SPAN_S:
         raise ImpossibleFigure(f"tells its draw of {point.ago_s:g} s ago")
-    # The figures are rounded by themselves, so the mean of a steady draw may lie just outside.
-    if 0 <= low_w <= mean_w * 1.001 + 0.001 <= high_w * 1.002 + 0.003 < _MOST:
+    # The mean is made of joules and the ends of single looks: what happened between two looks is in the one alone, so
+    # the mean of a steady draw may lie outside.
+    slack_w = _MEAN_SLACK * high_w + _MEAN_SLACK_W
+    if 0 <= low_w <= high_w and low_w - slack_w <= mean_w <= high_w + slack_w < _MOST and mean_w >= 0:
         return
     if min(low_w, mean_w, high_w) < 0:
         raise ImpossibleFigure(f"draws {min(low_w, mean_w, high_w):g} W")

@@ -25,7 +25,7 @@ from edgeslm.fleet.rollout.writing import enter, update_members
 from edgeslm.fleet.store.models import DeviceRow
 from edgeslm.fleet.store.rollouts import MemberRow, RolloutRow
 from edgeslm.schema.release import ReleaseInfo
-from edgeslm.schema.rollout import FINISHED, RolloutPlan
+from edgeslm.schema.rollout import FINISHED, UNSETTLED, RolloutPlan
 
 
 @dataclass(frozen=True)
@@ -117,6 +117,22 @@ def begin(
         waves=", ".join(str(wave) for wave in plan.waves), note=plan.note,
     )  # fmt: skip
     return row.id
+
+
+def claimed_otherwise(session: Session, name: str, sha256: str) -> set[str]:
+    """Devices to which rollouts that go on bring another release of `name` than that of `sha256`."""
+    found = session.scalars(
+        select(DeviceRow.name)
+        .join(MemberRow, MemberRow.device_id == DeviceRow.id)
+        .join(RolloutRow, RolloutRow.id == MemberRow.rollout_id)
+        .where(
+            RolloutRow.name == name,
+            RolloutRow.sha256 != sha256,
+            RolloutRow.phase.not_in(FINISHED),
+            MemberRow.status.in_(UNSETTLED),
+        )
+    )
+    return set(found)
 
 
 def _shared(

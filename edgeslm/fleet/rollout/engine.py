@@ -104,6 +104,8 @@ def _note(
 ) -> Note | None:
     report = seen.get(member.device)
     note = observe(member, report, state.sha256) if report is not None else None
+    if note is not None and note.status == "superseded" and state.phase in FINISHED:
+        return None  # what runs there later takes nothing from what the rollout came to
     if note is not None:
         return note
     pinned = around.pinned.get(member.device)

@@ -110,6 +110,7 @@ def preflight(
     pinned: Mapping[str, str],
     quarantined: Collection[str],
     groups: Mapping[str, frozenset[str]],
+    claimed: Collection[str] = (),
 ) -> Preflight:
     """What bringing `target` to devices would do.
 
@@ -121,6 +122,8 @@ def preflight(
         pinned: why rollouts leave devices alone, by device.
         quarantined: devices that are not believed.
         groups: members of the groups that waves name.
+        claimed: devices to which a rollout that goes on brings another release of this name: they take part although
+            they run this one still, since they would not for long.
 
     Raises:
         RolloutError: no device can take it; the message says why, for each type of board.
@@ -135,7 +138,8 @@ def preflight(
         if reason is None:
             try:
                 step = plan_step(target, one.view, allow_downgrade=plan.allow_downgrade, force=plan.force)
-                reason = "it runs it already" if step.way == "nothing" else None
+                runs_it = step.way == "nothing"
+                reason = "it runs it already" if runs_it and name not in claimed else None
                 steps[name] = step
             except (UpdateError, SecurityFloorError, DowngradeError) as error:
                 reason = error.message
@@ -150,7 +154,8 @@ def preflight(
                 one.view.runtime,
                 running.version if running is not None else None,
                 one.has_meter,
-                is_late=not one.is_online or name in quarantined,
+                # What runs the release proves nothing about it.
+                is_late=not one.is_online or name in quarantined or steps[name].way == "nothing",
             )
         )
     if not candidates:

@@ -8,12 +8,15 @@ Left to others: beginning one (:mod:`edgeslm.fleet.rollout.beginning`), writing 
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
+from functools import lru_cache
 from typing import TypeVarTuple, cast
 
-from sqlalchemy import Select, select
+from sqlalchemy import Select, Text, select
+from sqlalchemy import cast as as_text
 from sqlalchemy.orm import Session, aliased
 
 from edgeslm.errors import RolloutError
@@ -120,15 +123,18 @@ def load(session: Session, rollout_id: int) -> Loaded:
 def _figures(session: Session, row: RolloutRow) -> dict[int, tuple[tuple[Figure, ...], ...]]:
     """What was measured in the present wave and those before, by number of the device; the newest trial last."""
     found = session.execute(
-        select(MemberRow.device_id, MemberRow.figures).where(
+        select(MemberRow.device_id, as_text(MemberRow.figures, Text)).where(
             MemberRow.rollout_id == row.id, MemberRow.wave <= row.wave, MemberRow.figures.is_not(None)
         )
     )
-    return {
-        device_id: tuple(tuple(Figure(**one) for one in trial) for trial in kept["trials"])
-        for device_id, kept in found
-        if kept
-    }
+    return {device_id: trials for device_id, kept in found if (trials := _trials(kept))}
+
+
+@lru_cache(maxsize=10_000)
+def _trials(kept: str) -> tuple[tuple[Figure, ...], ...]:
+    """What the store keeps of the trials of a device: read on every turn, and written once."""
+    found = json.loads(kept)
+    return tuple(tuple(Figure(**one) for one in trial) for trial in found["trials"]) if found else ()
 
 
 def pending(session: Session, now: datetime) -> list[int]:

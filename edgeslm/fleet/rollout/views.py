@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import cast
 
 from sqlalchemy import func, select
-from sqlalchemy.orm import Session
+from sqlalchemy.orm import Session, aliased
 
 from edgeslm.fleet.rollout.evidence import pool
 from edgeslm.fleet.rollout.records import circumstances, load, need_rollout
@@ -20,6 +20,7 @@ from edgeslm.fleet.store.rollouts import MemberRow, RolloutRow
 from edgeslm.schema.rollout import (
     FAILURES,
     FINISHED,
+    UNSETTLED,
     Figure,
     MemberStatus,
     MemberView,
@@ -181,6 +182,28 @@ def _evidence(
         for board, group in sorted(by_board.items(), key=lambda item: item[0] or "")
         for one in pool(group)
     )
+
+
+def held_up_by(session: Session, rollout_id: int) -> tuple[int, ...]:
+    """Older rollouts that have to be done with devices of the present wave before these are asked."""
+    mine, theirs = aliased(MemberRow), aliased(MemberRow)
+    row = need_rollout(session, rollout_id)
+    found = session.scalars(
+        select(theirs.rollout_id)
+        .join(mine, mine.device_id == theirs.device_id)
+        .join(RolloutRow, RolloutRow.id == theirs.rollout_id)
+        .where(
+            mine.rollout_id == rollout_id,
+            mine.status == "waiting",
+            mine.wave <= row.wave,
+            theirs.rollout_id < rollout_id,
+            theirs.status.in_(UNSETTLED),
+            RolloutRow.phase.not_in(FINISHED),
+        )
+        .distinct()
+        .order_by(theirs.rollout_id)
+    )
+    return tuple(found)
 
 
 def member_lines(session: Session, rollout_id: int) -> dict[str, tuple[MemberStatus, str]]:

@@ -5,7 +5,8 @@ What always holds:
 - A step of migration is done whole or not at all, and by one process: all steps run in one transaction, under the
   write lock of SQLite or an advisory lock of PostgreSQL.
 - A store that a newer release wrote is refused, untouched.
-- A writing transaction has the write lock from its beginning, so it never fails half-way for another writer.
+- A writing transaction has the write lock from its beginning, so it never fails half-way for another writer, and
+  decides nothing by what another changes meanwhile. In PostgreSQL an advisory lock takes the part of SQLite's.
 - What a method returns is on the disk (WAL, ``synchronous=FULL``).
 
 Left to others: what stands in the tables (:mod:`edgeslm.fleet.registry` and its neighbours).
@@ -33,6 +34,7 @@ HEAD = "0005"
 _VERSION_TABLE = "alembic_version"
 _ADVISORY_LOCK = 0x65646765_736C6D00
 """Any number that is ours: ``edgeslm`` in ASCII."""
+_WRITE_LOCK = _ADVISORY_LOCK + 1
 _WRITES = "edgeslm_writes"
 _BUSY_TIMEOUT_S = 30
 _BUSY_POLL_S = 0.02
@@ -180,6 +182,8 @@ def _engine(url: str) -> Engine:
     if engine.dialect.name == "sqlite":
         event.listen(engine, "connect", _set_up_sqlite)
         event.listen(engine, "begin", _begin_sqlite)
+    elif engine.dialect.name == "postgresql":
+        event.listen(engine, "begin", _begin_postgresql)
     return engine
 
 
@@ -203,6 +207,15 @@ def _set_up_sqlite(connection: Any, _record: Any) -> None:
 def _begin_sqlite(connection: Connection) -> None:
     writes = connection.get_execution_options().get(_WRITES, False)
     connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
+
+
+def _begin_postgresql(connection: Connection) -> None:
+    if connection.get_execution_options().get(_WRITES, False):
+        connection.exec_driver_sql(f"SET LOCAL lock_timeout = '{_BUSY_TIMEOUT_S}s'")
+        # Alone in its statement: those that follow see what was written by who held it before.
+        connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({_WRITE_LOCK})")
+    else:
+        connection.exec_driver_sql("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ")
 
 
 def _revision(connection: Connection) -> str | None:

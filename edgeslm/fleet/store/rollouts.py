@@ -30,6 +30,8 @@ class DesiredRow(Base):
     """The assignment that a device should have from the broker.
 
     Attributes:
+        device: name of the device that it was made for,
+        key_sha256: and its key; where the device has others by now it has to be made anew.
         seq: its number.
         body: as it is published; empty where it was made before bodies were kept.
         published_seq: number of the one that the broker confirmed; another one than `seq` has to be published.
@@ -39,6 +41,8 @@ class DesiredRow(Base):
     __tablename__ = "desired"
 
     device_id: Mapped[int] = mapped_column(ForeignKey("devices.id", ondelete="CASCADE"), primary_key=True)
+    device: Mapped[str] = mapped_column(String(64))
+    key_sha256: Mapped[str] = mapped_column(String(64))
     seq: Mapped[int] = mapped_column(BigInteger)
     body: Mapped[bytes]
     published_seq: Mapped[int] = mapped_column(BigInteger, default=0)

@@ -109,6 +109,25 @@ def test_refuses_counts_below_zero_and_heat_beyond_silicon() -> None:
     check_system(system("kitchen", 0, NOW))
 
 
+@pytest.mark.parametrize(
+    ("min_w", "mean_w", "max_w"),
+    [(2.7061, 2.7276, 2.7072), (4.5197, 4.5098, 4.5694), (0.0, 0.02, 0.01), (5.0, 5.0, 5.0)],
+)
+def test_a_mean_that_lies_a_little_outside_what_was_looked_at_is_no_lie(
+    min_w: float, mean_w: float, max_w: float
+) -> None:
+    said = power("kitchen", 0, NOW)
+    point = PowerPoint(ago_s=0, min_w=min_w, mean_w=mean_w, max_w=max_w)
+    check_power(changed(said, energy_j=mean_w * said.span_s, points=(point,)), MOST_W)
+
+
+@pytest.mark.parametrize("mean_w", [1.0, 4.0, -0.01, math.inf, math.nan])
+def test_a_mean_far_from_what_was_looked_at_is_one(mean_w: float) -> None:
+    point = PowerPoint(ago_s=0, min_w=2.0, mean_w=mean_w, max_w=3.0)
+    with pytest.raises(ImpossibleFigure):
+        check_power(changed(power("kitchen", 0, NOW), points=(point,)), MOST_W)
+
+
 def test_a_minute_that_was_measured_in_part_is_no_lie() -> None:
     said = power("kitchen", 0, NOW)
     check_power(changed(said, energy_j=said.energy_j * 0.6), MOST_W)

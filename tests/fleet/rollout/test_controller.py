@@ -19,6 +19,7 @@ from edgeslm.fleet.assignments import last_assignment, last_reported, mark_publi
 from edgeslm.fleet.registry import need_device, retire_device
 from edgeslm.fleet.reports import ReportInbox, take_reports
 from edgeslm.fleet.rollout import operate
+from edgeslm.fleet.rollout.views import held_up_by
 from edgeslm.fleet.store.rollouts import DesiredRow
 from edgeslm.link.port import Message
 from edgeslm.schema.assignment import DEFAULT_LIFETIME, Assignment
@@ -202,6 +203,9 @@ def test_a_rollout_of_another_model_waits_for_each_device_in_turn(fleet: PaperFl
     assert list(fleet.statuses(second).values()) == ["waiting"] * 4
     waits = {one.waits_for for one in fleet.show(second).members}
     assert waits == {f"rollout {first}"}
+    with fleet.store.read() as session:
+        assert held_up_by(session, second) == (first,)
+        assert held_up_by(session, first) == ()
     assert fleet.settle(second).phase == "completed"
     assert fleet.show(first).phase == "completed"
     for device in fleet.devices.values():

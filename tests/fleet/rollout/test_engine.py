@@ -327,3 +327,13 @@ def test_what_is_over_is_only_noted() -> None:
         late = {"a": seen(change("committed", verdict=verdict()), sha256=NEW)}
         found = decide(plan(), state(member("a", status="silent"), member("b"), phase=phase), late, NOW)
         assert found == [Note("a", "passed", None, "", ())]
+
+
+def test_what_runs_later_takes_nothing_from_a_rollout_that_is_over() -> None:
+    newer = {"a": seen(change("committed", sha256=OLD, verdict=verdict()), sha256=OLD)}
+    going = state(member("a", status="passed"), member("b"))
+    (found, *_) = decide(plan(), going, newer, NOW)
+    assert isinstance(found, Note)
+    assert found.status == "superseded"
+    for phase in ("completed", "aborted", "superseded"):
+        assert decide(plan(), state(member("a", status="passed"), phase=phase), newer, NOW) == []

@@ -25,6 +25,8 @@ def upgrade() -> None:
     desired = op.create_table(
         "desired",
         sa.Column("device_id", sa.Integer(), nullable=False),
+        sa.Column("device", sa.String(length=64), nullable=False),
+        sa.Column("key_sha256", sa.String(length=64), nullable=False),
         sa.Column("seq", sa.BigInteger(), nullable=False),
         sa.Column("body", sa.LargeBinary(), nullable=False),
         sa.Column("published_seq", sa.BigInteger(), nullable=False),
@@ -124,6 +126,8 @@ def _take_over_assignments(desired: sa.Table) -> None:
             rows.append(
                 {
                     "device_id": device_id,
+                    "device": assignment["device"],
+                    "key_sha256": assignment["device_key_sha256"],
                     "seq": assignment["seq"],
                     "body": b"",
                     "published_seq": assignment["seq"],
