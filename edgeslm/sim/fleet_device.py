@@ -204,9 +204,9 @@ class SimulatedDevice:
         except EdgeslmError as error:
             self.refused, self.why_refused = self.refused + 1, f"{type(error).__name__}: {error}"[:300]
             return []
-        self._updates.advance(now.sim_s, online=self.is_online)
-        is_new = self._updates.follow(assignment, now.sim_s, online=self.is_online)
-        return self._news() if is_new else []
+        has_news = self._updates.advance(now.sim_s, online=self.is_online)
+        has_news |= self._updates.follow(assignment, now.sim_s, online=self.is_online)
+        return self._news() if has_news else []
 
     def wake(self, now: Now) -> list[Message]:
         """What it says by itself, now that time has passed."""

@@ -207,7 +207,7 @@ class Updates:
     # --- what others do ---
 
     def follow(self, assignment: Assignment, now_s: float, *, online: bool) -> bool:
-        """Want what a trusted assignment wants; whether that is anything new."""
+        """Want what a trusted assignment wants; whether there is something to report."""
         if assignment.seq < self.assignment:
             return False
         is_new = assignment.seq > self.assignment
@@ -219,8 +219,7 @@ class Updates:
                 self._apply(change.name, Offer(change.number, item, change.base))
             elif item is not None or change.state != "committed":
                 self._apply(change.name, Supersede())
-        self.advance(now_s, online=online)
-        return is_new
+        return self.advance(now_s, online=online) or is_new
 
     def abort(self, detail: str) -> None:
         """Stop what is under way."""

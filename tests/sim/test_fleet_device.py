@@ -130,6 +130,19 @@ def test_an_assignment_is_followed_step_by_step_and_reported_with_rising_numbers
     assert device.updates.serving("m").version == "1.1.0"
 
 
+def test_what_ends_as_the_same_assignment_comes_again_is_reported() -> None:
+    (device,) = devices()
+    device.connected(at(0))
+    tell(device, desired(1, "1.1.0"), 0)
+    now_s = 0.0
+    while device.updates.due_s < float("inf"):
+        now_s = device.updates.due_s
+        said = tell(device, desired(1, "1.1.0"), now_s)
+        if said:
+            last = body(said, "reported").models[0].change
+    assert (last.state, last.settled) == ("committed", True)
+
+
 def test_what_runs_now_is_said_again_when_it_changes() -> None:
     (device,) = devices(speed=60)
     device.connected(at(0))
