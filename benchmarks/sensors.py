@@ -24,6 +24,7 @@ from pathlib import Path
 from benchmarks.agent_client import LeanClient
 from benchmarks.agent_rig import AgentProcess, MeasurementError, Rig, ask, rss_mb, say, wait_online
 from benchmarks.report import Benchmark, Found, Group, run
+from benchmarks.sensors_outage import measure_outage
 from edgeslm import topics
 from edgeslm.agent.rules.runner import MAX_INBOX, RuleRunner
 from edgeslm.link.port import Message
@@ -35,6 +36,9 @@ BARS = {
     "sensor_cpu_share": ("<", 0.5),
     "prompt_delay_tokens": ("<=", 1.0),
     "fuzz_rules_running": (">=", 1.0),
+    "spool_lost": ("<=", 0.0),
+    "spool_unordered": ("<=", 0.0),
+    "duplicates_acted": ("<=", 0.0),
 }
 RULES = 100
 LOAD_PER_S = 2000
@@ -338,6 +342,7 @@ BENCHMARK = Benchmark(
         Group(("action_ms_p50", "action_model_ms_p50", "rss_with_rules_mb"), _with_world(measure_actions)),
         Group(("sensor_cpu_share", "prompt_delay_tokens"), _with_world(measure_load)),
         Group(("fuzz_rules_running",), measure_fuzz),
+        Group(("spool_lost", "spool_unordered", "duplicates_acted"), measure_outage),
     ),
     bars=BARS,
 )

@@ -385,6 +385,8 @@ class Agent:
         self._threads[0].join()
         self._note_confirmed()
         self._journal.close()
+        if self._telemetry is not None:
+            self._telemetry.close()
         if self._renewal is not None:
             self._renewal.stop()
 
@@ -523,6 +525,8 @@ class Agent:
                 self._connected.clear()
                 log.warning("broker lost: %s", reason)
                 self._outbox.disconnected()
+                if self._telemetry is not None:
+                    self._telemetry.disconnected()
 
     def _note_connected(self) -> None:
         self._announce()
@@ -544,6 +548,8 @@ class Agent:
     def _note_published(self, token: int) -> None:
         self._outbox.published(token)
         self._acknowledge_delayed()
+        if self._telemetry is not None:
+            self._telemetry.published(token)
         if self._renewal is not None:
             self._renewal.published(token)
         if self._operations is not None:

@@ -1,8 +1,7 @@
 """Tells the fleet how the device is: metrics at an interval, events when something happens.
 
-Runs on the sampling thread, which calls it ten times a second. What cannot be published since the broker is away is
-kept, the latest some hundred messages of it, and sent in order once it is back; what was dropped meanwhile shows as a
-gap in the sequence numbers.
+Runs on the sampling thread, which calls it ten times a second. How a message gets to the broker, also through an
+outage, is left to the spool; what that drops shows as a gap in the sequence numbers.
 """
 
 from __future__ import annotations
@@ -10,20 +9,19 @@ from __future__ import annotations
 import logging
 import os
 import shutil
-import threading
 import time
-from collections import deque
 from collections.abc import Callable
 from dataclasses import asdict
-from datetime import UTC, datetime
+from datetime import datetime
 from pathlib import Path
 from typing import Final, TypedDict
 
 from edgeslm import codec, topics
 from edgeslm.agent.metrics import Gatherer, Outcome
-from edgeslm.agent.ports import Link, Message
+from edgeslm.agent.spool import Spool
+from edgeslm.agent.stamps import iso_time
 from edgeslm.clock import clock_is_set
-from edgeslm.errors import LedgerError, LinkError
+from edgeslm.errors import LedgerError
 from edgeslm.power.attribution import Interval
 from edgeslm.power.bank import Demoted, MeterEvent
 from edgeslm.power.monitor import PowerMonitor
@@ -44,7 +42,6 @@ from edgeslm.schema.metrics import (
 
 log = logging.getLogger(__name__)
 
-_MOST_KEPT: Final = 200
 _EXHAUSTED_SHARE: Final = 0.02
 _AVAILABLE_SHARE: Final = 0.10
 _EXCEEDED_SHARE: Final = -0.02
@@ -69,7 +66,7 @@ class Telemetry:
         self,
         fleet: str,
         device: str,
-        link: Link,
+        spool: Spool,
         monitor: PowerMonitor,
         *,
         interval_s: float,
@@ -80,18 +77,17 @@ class Telemetry:
         """Take the parts.
 
         Args:
+            spool: gets messages to the broker.
             interval_s: seconds between reports.
             state_dir: whose file system's room is told.
             hot_c: processor temperature that is an event where the budget names no ceiling.
         """
-        self._fleet, self._device, self._link, self._monitor = fleet, device, link, monitor
+        self._fleet, self._device, self._spool, self._monitor = fleet, device, spool, monitor
         self._budget = Budget()
         self._steward: Steward | None = None
         self._interval_s, self._state_dir, self._wall_clock = interval_s, state_dir, wall_clock
         self._board_hot_c = hot_c
         self._gatherer = Gatherer()
-        self._lock = threading.Lock()
-        self._kept: deque[Message] = deque(maxlen=_MOST_KEPT)
         self._seq: dict[str, int] = {}
         self._on: set[EventType] = set()
         self._exhausted: set[str] = set()
@@ -119,19 +115,31 @@ class Telemetry:
 
     def connected(self) -> None:
         """The broker is there: send what has gathered."""
-        with self._lock:
-            while self._kept and self._publish(self._kept[0]):
-                self._kept.popleft()
+        self._spool.connected()
+
+    def disconnected(self) -> None:
+        """The broker is gone."""
+        self._spool.disconnected()
+
+    def published(self, token: int) -> None:
+        """The broker has a message."""
+        self._spool.published(token)
+
+    def close(self) -> None:
+        """Keep what could not be sent for the next process; nothing is told any more."""
+        self._spool.close()
 
     def event(self, kind: EventType, detail: str, **figures: float | str) -> None:
         """Tell that something happened."""
         log.info("event %s: %s", kind, detail)
         event = Event(device=self._device, type=kind, at=self._now(), detail=detail, figures=figures)
-        self._send(topics.id_topic(self._fleet, self._device, "e", kind), codec.encode(event))
+        topic = topics.id_topic(self._fleet, self._device, "e", kind)
+        self._spool.put(topic, codec.encode(event), is_event=True)
 
     # --- on the sampling thread ----------------------------------------------------------------------------------
 
     def _interval(self, interval: Interval) -> None:
+        self._spool.tick()
         self._gatherer.add_interval(interval)
         self._today_j += interval.energy_j
         tariff = self._budget.tariff
@@ -223,7 +231,8 @@ class Telemetry:
             ("m/system", system),
         )
         for channel, report in reports:
-            self._send(topics.device_topic(self._fleet, self._device, channel), codec.encode(report))
+            topic = topics.device_topic(self._fleet, self._device, channel)
+            self._spool.put(topic, codec.encode(report), is_event=False)
         if self.on_report is not None:
             self.on_report(power, inference, system)
 
@@ -287,6 +296,8 @@ class Telemetry:
             rss_mb=_resident_mb(),
             memory_free_mb=_memory_free_mb(),
             disk_free_mb=_disk_free_mb(self._state_dir),
+            spool_waiting=self._spool.waiting,
+            spool_dropped=self._spool.dropped,
         )
 
     def _head(self, channel: topics.DeviceChannel, span_s: float) -> _Head:
@@ -301,7 +312,7 @@ class Telemetry:
         }
 
     def _now(self) -> str:
-        return datetime.fromtimestamp(self._wall_clock(), UTC).isoformat(timespec="milliseconds")
+        return iso_time(self._wall_clock())
 
     # --- the day -------------------------------------------------------------------------------------------------
 
@@ -319,24 +330,6 @@ class Telemetry:
             log.warning("today's energy starts from nothing: %s", error)
             rows = []
         self._today_j = sum(row.energy_j for row in rows)
-
-    # --- sending -------------------------------------------------------------------------------------------------
-
-    def _send(self, topic: str, payload: bytes) -> None:
-        message = Message(topic, payload)
-        with self._lock:
-            if self._kept or not self._publish(message):
-                self._kept.append(message)
-            while self._kept and self._publish(self._kept[0]):
-                self._kept.popleft()
-
-    def _publish(self, message: Message) -> bool:
-        """Whether it is off our hands."""
-        try:
-            return self._link.publish(message) is not None
-        except LinkError as error:
-            log.warning("%s is dropped: %s", message.topic, error)
-            return True
 
     def _busy_cores(self, now_s: float) -> float | None:
         busy_s = self._monitor.busy_s

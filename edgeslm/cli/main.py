@@ -22,6 +22,7 @@ _COMMANDS = {
     "doctor": ("edgeslm.cli.doctor:doctor", "Check what this machine can do, and say what is missing."),
     "fleet": ("edgeslm.cli.fleet:fleet", "Run a fleet: who belongs to it, and what each device may do."),
     "model": ("edgeslm.cli.model:model", "Inspect, verify, pack and run model packages."),
+    "pool": ("edgeslm.cli.pool:pool", "Share prompts among the devices that serve a model."),
     "power": ("edgeslm.cli.power:power", "Measure, explain and report what the board draws."),
     "prompt": ("edgeslm.cli.prompt:prompt", "Send a prompt to a device or a pool over MQTT."),
     "record": ("edgeslm.cli.record:record", "Record MQTT messages with their times, to replay them."),

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from edgeslm.errors import ConfigError
+from edgeslm.link.broker_bridge import Bridge, bridge_lines, setting
 from edgeslm.schema.message import MAX_BODY_BYTES
 
 LOOPBACK = "127.0.0.1"
@@ -40,13 +41,6 @@ class TlsFiles:
     require_certificate: bool = True
 
 
-def _setting(name: str, value: object, why: str) -> str:
-    text = str(value)
-    if any(char in text for char in "\r\n\x00"):
-        raise ConfigError(f"'{text[:80]!r}' holds a line break and cannot stand in mosquitto.conf", key=name)
-    return f"# {why}\n{name} {text}\n"
-
-
 def _flag(value: bool) -> str:
     return "true" if value else "false"
 
@@ -55,14 +49,14 @@ def _access(
     tls: TlsFiles | None, password_file: Path | None, acl_file: Path | None, anonymous: bool
 ) -> list[str]:
     """The listener's lines about who gets in."""
-    lines = [_setting("allow_anonymous", _flag(anonymous), "Whether clients without credentials get in.")]
+    lines = [setting("allow_anonymous", _flag(anonymous), "Whether clients without credentials get in.")]
     if tls is not None:
         lines += [
-            _setting("cafile", tls.ca_file, "Who signs client certificates."),
-            _setting("certfile", tls.cert_file, "The broker's own certificate, with its chain."),
-            _setting("keyfile", tls.key_file, "Its private key: readable by the broker's user only."),
-            _setting("tls_version", "tlsv1.2", "Nothing older than TLS 1.2."),
-            _setting(
+            setting("cafile", tls.ca_file, "Who signs client certificates."),
+            setting("certfile", tls.cert_file, "The broker's own certificate, with its chain."),
+            setting("keyfile", tls.key_file, "Its private key: readable by the broker's user only."),
+            setting("tls_version", "tlsv1.2", "Nothing older than TLS 1.2."),
+            setting(
                 "require_certificate",
                 _flag(tls.require_certificate),
                 "Whether each client must show a certificate.",
@@ -70,17 +64,17 @@ def _access(
         ]
         if tls.require_certificate:
             lines.append(
-                _setting(
+                setting(
                     "use_identity_as_username",
                     "true",
                     "A certificate's common name is its user name: no passwords, and %u in the access list.",
                 )
             )
     if password_file is not None:
-        lines.append(_setting("password_file", password_file, "Made with mosquitto_passwd; hashes only."))
+        lines.append(setting("password_file", password_file, "Made with mosquitto_passwd; hashes only."))
     if acl_file is not None:
         lines.append(
-            _setting("acl_file", acl_file, "Who may do what, e.g. 'pattern readwrite edgeslm/v1/+/%u/#'.")
+            setting("acl_file", acl_file, "Who may do what, e.g. 'pattern readwrite edgeslm/v1/+/%u/#'.")
         )
     return lines
 
@@ -99,6 +93,7 @@ def mosquitto_config(
     max_packet_bytes: int = MAX_PACKET_BYTES,
     max_queued_messages: int = 10_000,
     drop_in: bool = False,
+    bridge: Bridge | None = None,
 ) -> str:
     """A ``mosquitto.conf`` for mosquitto 2.0 that fits edgeslm, each line explained.
 
@@ -120,6 +115,7 @@ def mosquitto_config(
         max_queued_messages: QoS 1 messages kept for one absent or slow client.
         drop_in: leave out what Debian's /etc/mosquitto/mosquitto.conf sets (persistence,
             persistence_location, log_dest), so that its conf.d can hold this file.
+        bridge: the broker that this one passes messages to and from; ``None`` is none.
 
     Raises:
         ConfigError: nobody could log in, or a value cannot stand in the file.
@@ -132,57 +128,59 @@ def mosquitto_config(
         )
     lines = ["# Written by edgeslm for mosquitto 2.0. See mosquitto.conf(5).\n"]
     if user is not None:
-        lines.append(_setting("user", user, "Whom the broker becomes when started as root."))
+        lines.append(setting("user", user, "Whom the broker becomes when started as root."))
     lines += [
         # per_listener_settings stays out: with it mosquitto 2.0.21 drops what comes for an absent client.
-        _setting("set_tcp_nodelay", "true", "Without it a QoS 1 round trip of 0.35 ms takes 88 ms (Nagle)."),
-        _setting(
+        setting("set_tcp_nodelay", "true", "Without it a QoS 1 round trip of 0.35 ms takes 88 ms (Nagle)."),
+        setting(
             "max_packet_size",
             max_packet_bytes,
             "Bytes of the largest packet. MQTT 5 clients are told; others are disconnected for a longer one.",
         ),
-        _setting("max_inflight_messages", MAX_INFLIGHT, "Unacknowledged messages on the way to one client."),
-        _setting(
+        setting("max_inflight_messages", MAX_INFLIGHT, "Unacknowledged messages on the way to one client."),
+        setting(
             "max_queued_messages",
             max_queued_messages,
             "QoS 1 messages kept for a client that is away or slow; what comes after them is dropped.",
         ),
-        _setting("queue_qos0_messages", "false", "Deltas of a stream are worth nothing later."),
-        _setting(
+        setting("queue_qos0_messages", "false", "Deltas of a stream are worth nothing later."),
+        setting(
             "persistent_client_expiration", "30d", "Forget sessions of MQTT 3.1.1 clients gone this long."
         ),
     ]
     if not drop_in:
         keeps = _flag(persistence_dir is not None)
-        lines.append(_setting("persistence", keeps, "Whether a restart keeps sessions and messages."))
+        lines.append(setting("persistence", keeps, "Whether a restart keeps sessions and messages."))
         if persistence_dir is not None:
             lines.append(
-                _setting("persistence_location", f"{persistence_dir}/", "Where; owned by the broker's user.")
+                setting("persistence_location", f"{persistence_dir}/", "Where; owned by the broker's user.")
             )
     if drop_in or persistence_dir is not None:
         lines += [
-            _setting(
+            setting(
                 "autosave_on_changes",
                 _flag(save_each_change),
                 "Whether the next line counts changes or seconds.",
             ),
-            _setting(
+            setting(
                 "autosave_interval",
                 1 if save_each_change else 60,
                 "What a power cut may lose; the default is 1800.",
             ),
         ]
     if not drop_in:
-        lines.append(_setting("log_dest", "stderr", "The journal, under systemd."))
+        lines.append(setting("log_dest", "stderr", "The journal, under systemd."))
     lines += [
-        _setting("log_type", "error", "What went wrong,"),
-        _setting("log_type", "warning", "what may go wrong,"),
-        _setting("log_type", "notice", "and who came and went."),
-        _setting(
+        setting("log_type", "error", "What went wrong,"),
+        setting("log_type", "warning", "what may go wrong,"),
+        setting("log_type", "notice", "and who came and went."),
+        setting(
             "listener", f"{port} {bind_address}" if bind_address else port, "Port, and address if not all."
         ),
         *_access(tls, password_file, acl_file, allow_anonymous),
     ]
+    if bridge is not None:
+        lines += bridge_lines(bridge)
     return "\n".join(lines)
 
 

@@ -167,6 +167,8 @@ class SystemMetrics(Metrics):
         busy_cores: mean number of busy cores of the whole board.
         rss_mb: resident memory of the agent, MB of 2^20 bytes.
         disk_free_mb: room on the file system of the state directory.
+        spool_waiting: reports and events that the broker has not confirmed yet, these ones not counted.
+        spool_dropped: reports and events that were given up for want of room, since the spool's file was made.
     """
 
     uptime_s: float
@@ -178,6 +180,8 @@ class SystemMetrics(Metrics):
     rss_mb: float | None = None
     memory_free_mb: float | None = None
     disk_free_mb: float | None = None
+    spool_waiting: Annotated[int, Field(ge=0)] | None = None
+    spool_dropped: Annotated[int, Field(ge=0)] | None = None
 
 
 class Event(WireModel):

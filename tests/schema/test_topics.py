@@ -197,6 +197,28 @@ def test_a_device_may_touch_no_topic_of_another(topic: Topic, fleet: str, device
     assert not _falls_under(build(topic), (*access.reads, *access.writes))
 
 
+@given(identifiers, devices, identifiers, devices)
+def test_a_device_may_show_itself_and_no_other_to_home_assistant(
+    fleet: str, device: str, other_fleet: str, other: str
+) -> None:
+    access = topics.device_access(fleet, topics.device_user(fleet, device))
+    is_own = (fleet, device) == (other_fleet, other)
+    assert _falls_under(topics.discovery_topic(other_fleet, other), access.writes) == is_own
+    assert not _falls_under(topics.discovery_topic(other_fleet, other), access.reads)
+    assert _falls_under(topics.birth_topic(), access.reads)
+    assert not _falls_under(topics.birth_topic(), access.writes)
+
+
+@given(any_topic, identifiers)
+def test_home_assistant_gives_no_orders_but_its_own(topic: Topic, fleet: str) -> None:
+    access = topics.home_assistant_access(fleet)
+    if _falls_under(build(topic), access.writes):
+        is_order = isinstance(topic, CommandTopic) and topic.op in topics.HOME_ASSISTANT_ORDERS
+        is_prompt = isinstance(topic, DeviceTopic) and topic.channel == "prompt"
+        assert topic.fleet == fleet
+        assert is_order or is_prompt
+
+
 @given(any_topic, identifiers, identifiers)
 def test_a_claim_opens_its_own_two_topics_only(topic: Topic, fleet: str, claim: str) -> None:
     access = topics.claim_access(topics.claim_user(fleet, claim))
