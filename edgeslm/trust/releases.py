@@ -484,7 +484,9 @@ def agent_floor(targets: Targets) -> str:
     try:
         return _VERSION.validate_python(targets.unrecognized_fields.get(AGENT_FLOOR_FIELD, NO_AGENT_FLOOR))
     except ValidationError as error:
-        raise MetadataFormatError(f"targets: {AGENT_FLOOR_FIELD}: {describe(error)}", role="targets") from error
+        raise MetadataFormatError(
+            f"targets: {AGENT_FLOOR_FIELD}: {describe(error)}", role="targets"
+        ) from error
 
 
 def security_floor(role: str, targets: Targets, name: str) -> str:
