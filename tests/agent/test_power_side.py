@@ -102,13 +102,13 @@ def spend(client: Client, most: int = 400, name: str = "spend") -> int:
 
 
 def test_a_prompt_beyond_the_budget_is_refused_with_the_time_to_come_back(start: Any) -> None:
-    _, client = start({**window(0.2), "max_wait": "0s"})
+    _, client = start({**window(0.2, "60s"), "max_wait": "0s"})
     number = spend(client)
     assert number > 0
     client.ask({"id": "again", "prompt": COMMAND})
     error = client.result("again")["error"]
     assert error["code"] == "budget"
-    assert 0 < error["retry_after_s"] <= 20
+    assert 0 < error["retry_after_s"] <= 100
     assert "window 'heat'" in error["message"]
 
 
