@@ -24,6 +24,7 @@ from pathlib import Path
 from benchmarks.agent_client import LeanClient
 from benchmarks.agent_rig import AgentProcess, MeasurementError, Rig, ask, rss_mb, say, wait_online
 from benchmarks.report import Benchmark, Found, Group, run
+from benchmarks.sensors_ha import measure_home_assistant
 from benchmarks.sensors_outage import measure_outage
 from edgeslm import topics
 from edgeslm.agent.rules.runner import MAX_INBOX, RuleRunner
@@ -39,6 +40,7 @@ BARS = {
     "spool_lost": ("<=", 0.0),
     "spool_unordered": ("<=", 0.0),
     "duplicates_acted": ("<=", 0.0),
+    "ha_entities_share": (">=", 1.0),
 }
 RULES = 100
 LOAD_PER_S = 2000
@@ -343,6 +345,7 @@ BENCHMARK = Benchmark(
         Group(("sensor_cpu_share", "prompt_delay_tokens"), _with_world(measure_load)),
         Group(("fuzz_rules_running",), measure_fuzz),
         Group(("spool_lost", "spool_unordered", "duplicates_acted"), measure_outage),
+        Group(("ha_entities_share", "ha_ready_s", "ha_message_bytes"), measure_home_assistant),
     ),
     bars=BARS,
 )

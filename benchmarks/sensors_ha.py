@@ -1,4 +1,4 @@
-"""Figures of Home Assistant: ``python -m benchmarks.sensors_ha [--json] [--quick] [--only KEY,...]``.
+"""What Home Assistant makes of a device, for ``benchmarks.sensors``.
 
 A real Home Assistant (see ``make test-homeassistant``), mosquitto and agent. ``ha_entities_share`` is the share of the
 announced entities that Home Assistant makes, and shows with a state, without a warning in its log; with a warning it
@@ -13,10 +13,9 @@ from pathlib import Path
 
 from benchmarks.agent_rig import MeasurementError, say
 from benchmarks.home_assistant_rig import DEVICE, FLEET, VARIABLE, World, home_assistant_python, is_right
-from benchmarks.report import Benchmark, Found, Group, run
+from benchmarks.report import Found
 from edgeslm.agent.discovery import discovery_topic
 
-BARS = {"ha_entities_share": (">=", 1.0)}
 _RIGHT_S = 60.0
 
 
@@ -47,9 +46,3 @@ def _measure(python: Path) -> Found:
         "ha_ready_s": ready_s,
         "ha_message_bytes": float(len(payload)),
     }
-
-
-GROUPS = (Group(("ha_entities_share", "ha_ready_s", "ha_message_bytes"), measure_home_assistant),)
-
-if __name__ == "__main__":
-    run(Benchmark("sensors_ha", __doc__ or "", GROUPS, BARS))
