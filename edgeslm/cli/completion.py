@@ -80,6 +80,17 @@ def _releases(fleet: Fleet) -> Sequence[str]:
     return sorted(f"{info.name}@{info.version}" for info in found)
 
 
+def _rollouts(fleet: Fleet) -> Sequence[str]:
+    from sqlalchemy import select  # noqa: PLC0415
+
+    from edgeslm.fleet.store.rollouts import RolloutRow  # noqa: PLC0415
+
+    with fleet.store.read() as session:
+        return [
+            str(number) for number in session.scalars(select(RolloutRow.id).order_by(RolloutRow.id.desc()))
+        ]
+
+
 def _columns(_fleet: Fleet) -> Sequence[str]:
     from edgeslm.cli.fleet_list import COLUMNS  # noqa: PLC0415
 
@@ -126,11 +137,23 @@ class _NameType(click.types.StringParamType):
             return []
 
 
+class _RolloutType(click.IntRange):
+    """The number of a rollout that a fleet knows."""
+
+    def shell_complete(
+        self, ctx: click.Context, param: click.Parameter, incomplete: str
+    ) -> list[CompletionItem]:
+        """See :class:`_NameType`."""
+        return _NameType(_rollouts).shell_complete(ctx, param, incomplete)
+
+
 def complete_names(command: click.Command) -> None:
     """Let the parameters of a command that take names of a fleet complete them."""
     if not any(param.name == "fleet_dir" for param in command.params):
         return
     for param in command.params:
+        if param.name == "rollout_id":
+            param.type = _RolloutType(1, 2**31 - 1)
         is_plain = isinstance(param.type, click.types.StringParamType) or param.type is click.UNPROCESSED
         if is_plain:
             words = re.findall(r"[A-Z@]+", f"{param.metavar or ''} {(param.name or '').upper()}")

@@ -195,14 +195,17 @@ def _change(
 @click.argument("name", metavar="GROUP")
 @click.argument("to", metavar="NEW_NAME")
 @fleet_options
+@dry_run_option
 @json_option
 @reporting_errors
-def rename(name: str, to: str, fleet_dir: Path | None, fleet_name: str | None, as_json: bool) -> None:
+def rename(
+    name: str, to: str, fleet_dir: Path | None, fleet_name: str | None, dry_run: bool, as_json: bool
+) -> None:
     """Give GROUP another name, in the queries of other groups as well."""
     fleet = open_fleet(fleet_dir, fleet_name)
     from edgeslm.fleet.groups import rename_group  # noqa: PLC0415
 
-    with fleet.store.write() as session:
+    with changing(fleet, dry_run=dry_run) as session:
         rename_group(session, name, to, actor=fleet.actor, now=utc_now())
     if as_json:
         print_json({"group": name, "name": to})

@@ -12,6 +12,8 @@ import click
 from edgeslm.cli.fleet_common import (
     Fleet,
     ago,
+    changing,
+    dry_run_option,
     exit_for,
     fleet_options,
     for_each,
@@ -55,6 +57,7 @@ _MAX_CLAIMS = 10_000
 )
 @fleet_options
 @passphrase_option
+@dry_run_option
 @json_option
 @reporting_errors
 def claim(
@@ -68,6 +71,7 @@ def claim(
     fleet_dir: Path | None,
     fleet_name: str | None,
     passphrase_file: Path | None,
+    dry_run: bool,
     as_json: bool,
 ) -> None:
     """Make one-time claims, and print their tokens: this is the only time that they are shown."""
@@ -81,7 +85,7 @@ def claim(
     if life > MAX_LIFE:
         raise UsageError(f"a claim is open for {MAX_LIFE.days} days at most")
     directory, now = fleet.directory, utc_now()
-    with fleet.store.write() as session:
+    with changing(fleet, dry_run=dry_run) as session:
         made = [
             issue_claim(
                 session,
@@ -96,7 +100,13 @@ def claim(
             )
             for _ in range(count)
         ]
-        files = _write(made, out) if out is not None else []
+        files = _write(made, out) if out is not None and not dry_run else []
+    if dry_run:
+        if as_json:
+            print_json({"claims": len(made)})
+        else:
+            click.echo(f"{len(made)} claim{'s' if len(made) > 1 else ''} would be made")
+        return
     fleet.sync_broker()
     _print(made, files, as_json=as_json)
     if wait_for is not None:
@@ -236,6 +246,7 @@ def pending(fleet_dir: Path | None, fleet_name: str | None, as_json: bool) -> No
     "--replace", "replaces", is_flag=True, help="It takes the place of a device in use, whose key is revoked."
 )
 @fleet_options
+@dry_run_option
 @json_option
 @reporting_errors
 def approve(
@@ -244,6 +255,7 @@ def approve(
     replaces: bool,
     fleet_dir: Path | None,
     fleet_name: str | None,
+    dry_run: bool,
     as_json: bool,
 ) -> None:
     """Let each DEVICE that waits join; it may also be named by its claim.
@@ -253,7 +265,7 @@ def approve(
     if name is not None and len(names) > 1:
         raise UsageError("one name is for one device")
     fleet = open_fleet(fleet_dir, fleet_name)
-    done = for_each(names, lambda which: _approve(fleet, which, name, replaces))
+    done = for_each(names, lambda which: _approve(fleet, which, name, replaces, dry_run=dry_run))
     if as_json:
         print_json({"approved": done})
     else:
@@ -262,11 +274,11 @@ def approve(
     exit_for(done, names)
 
 
-def _approve(fleet: Fleet, which: str, name: str | None, replaces: bool) -> None:
+def _approve(fleet: Fleet, which: str, name: str | None, replaces: bool, *, dry_run: bool) -> None:
     from edgeslm.errors import UnknownDeviceError  # noqa: PLC0415
     from edgeslm.fleet import enrolment, registry  # noqa: PLC0415
 
-    with fleet.store.write() as session:
+    with changing(fleet, dry_run=dry_run) as session:
         try:
             enrolment.approve(
                 session,
@@ -289,17 +301,23 @@ def _approve(fleet: Fleet, which: str, name: str | None, replaces: bool) -> None
     "--reason", default="rejected by the operator", show_default=True, help="What the device is told."
 )
 @fleet_options
+@dry_run_option
 @json_option
 @reporting_errors
 def reject(
-    names: tuple[str, ...], reason: str, fleet_dir: Path | None, fleet_name: str | None, as_json: bool
+    names: tuple[str, ...],
+    reason: str,
+    fleet_dir: Path | None,
+    fleet_name: str | None,
+    dry_run: bool,
+    as_json: bool,
 ) -> None:
     """Send each DEVICE that waits away; it may also be named by its claim, which is of no use afterwards."""
     fleet = open_fleet(fleet_dir, fleet_name)
     from edgeslm.fleet import enrolment  # noqa: PLC0415
 
     def do(which: str) -> None:
-        with fleet.store.write() as session:
+        with changing(fleet, dry_run=dry_run) as session:
             enrolment.reject(session, which, reason=reason, actor=fleet.actor, now=utc_now())
 
     done = for_each(names, do)

@@ -91,10 +91,17 @@ def tag(
 @click.argument("text", required=False)
 @click.option("--clear", is_flag=True, help="Remove the note.")
 @fleet_options
+@dry_run_option
 @json_option
 @reporting_errors
 def note_(
-    name: str, text: str | None, clear: bool, fleet_dir: Path | None, fleet_name: str | None, as_json: bool
+    name: str,
+    text: str | None,
+    clear: bool,
+    fleet_dir: Path | None,
+    fleet_name: str | None,
+    dry_run: bool,
+    as_json: bool,
 ) -> None:
     """Keep a note about DEVICE; without TEXT, print it."""
     if text is not None and clear:
@@ -107,7 +114,7 @@ def note_(
         with fleet.store.read() as session:
             kept = need_device(session, name).notes
     else:
-        with fleet.store.write() as session:
+        with changing(fleet, dry_run=dry_run) as session:
             note_device(session, name, text or "", actor=fleet.actor, now=utc_now())
             kept = need_device(session, name).notes
     if as_json:

@@ -107,17 +107,24 @@ def publish(
 @click.command()
 @fleet_options
 @keys_option
+@dry_run_option
 @json_option
 @reporting_errors
-def refresh(fleet_dir: Path | None, fleet_name: str | None, keys_dir: Path | None, as_json: bool) -> None:
+def refresh(
+    fleet_dir: Path | None, fleet_name: str | None, keys_dir: Path | None, dry_run: bool, as_json: bool
+) -> None:
     """Sign snapshot and timestamp anew, which devices want every few days."""
     fleet = open_fleet(fleet_dir, fleet_name)
     repository = open_repository(fleet)
     from edgeslm.fleet.release_setup import online_signers  # noqa: PLC0415
 
     keys = keys_of(fleet, keys_dir)
-    repository.refresh(online_signers(keys))
-    settle_keys(repository, keys)
+    signers = online_signers(keys)
+    if dry_run:
+        note("dry run: snapshot and timestamp would be signed anew; this is how they are")
+    else:
+        repository.refresh(signers)
+        settle_keys(repository, keys)
     print_roles(repository, as_json=as_json)
 
 

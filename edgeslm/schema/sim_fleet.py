@@ -119,7 +119,7 @@ class SimulatedGroup(FileModel):
         meter: how energy is known; ``None`` is not at all.
         prompts_per_h: prompts that each device answers.
         profile: what they are set up to do.
-        tags: in the fleet's store.
+        tags: in the fleet's store, of devices that are written there instead of joining.
     """
 
     name: GroupName

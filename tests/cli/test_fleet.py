@@ -139,6 +139,13 @@ def test_claims_are_written_for_their_owner_alone_and_never_over_a_file(root: Pa
     assert len(ok(run("claims", "--json", root=root))) == 1, "a claim that nobody got is none"
 
 
+def test_a_dry_run_of_claims_makes_none(root: Path, tmp_path: Path) -> None:
+    said = ok(run("claim", "--count", "2", "--out", str(tmp_path / "claims"), "--dry-run", root=root))
+    assert "2 claims would be made" in said
+    assert not (tmp_path / "claims").exists()
+    assert ok(run("claims", "--json", root=root)) == []
+
+
 def test_many_claims_are_made_at_once(root: Path, tmp_path: Path) -> None:
     result = run("claim", "--count", "3", "--expires", "7d", "--out", str(tmp_path / "claims"), root=root)
     assert len({str(read_token(line)) for line in ok(result).splitlines()}) == 3

@@ -182,7 +182,13 @@ def test_a_dry_run_of_a_group_changes_nothing(run: Any) -> None:
     ok(run("group", "create", "upper"))
     ok(run("group", "add", "upper", "attic", "--dry-run"))
     ok(run("group", "delete", "upper", "--dry-run"))
+    ok(run("group", "rename", "upper", "lower", "--dry-run"))
     assert as_json(run("group", "show", "upper", "--json"))["devices"] == []
+
+
+def test_a_dry_run_of_a_note_changes_nothing(run: Any) -> None:
+    ok(run("note", "attic", "behind the chimney", "--dry-run"))
+    assert as_json(run("note", "attic", "--json"))["note"] == ""
 
 
 def test_wrong_groups_are_named(run: Any) -> None:
