@@ -184,7 +184,10 @@ def abort(
         f"{len(asked)} devices {'keep what they have' if keep else 'go back to what they ran before'}"
     )
     if asked and not keep:
-        plan += [printable(f"{one.device}: goes back to {one.base or 'nothing'}") for one in asked]
+        # A device keeps what it ran before until the next change, so that going back moves nothing.
+        plan += [
+            printable(f"{one.device}: goes back to {one.base or 'nothing'}, 0 bytes move") for one in asked
+        ]
     if not confirm(plan, yes=yes, dry_run=dry_run):
         return
     with fleet.store.write() as session:
