@@ -29,7 +29,7 @@ check: $(VENV)/.dev  ## ruff, mypy strict, import contract
 	@$(BIN)/ruff check
 	@$(BIN)/ruff format --check
 	@$(BIN)/mypy
-	@$(BIN)/lint-imports --config setup.cfg
+	@$(BIN)/lint-imports
 
 test-slow: $(VENV)/.dev  ## Tests that need minutes
 	@$(BIN)/python -m pytest -m slow --timeout 1200 $(ARGS)
