@@ -192,13 +192,7 @@ def abort(
         return
     with fleet.store.write() as session:
         operate.abort(session, rollout_id, keep=keep, reason=reason, actor=fleet.actor, now=utc_now())
-    if keep or not asked:
-        _tell(fleet, rollout_id, as_json=as_json)
-        return
-    if detach:
-        _tell(fleet, rollout_id, as_json=as_json)
-        return
-    carry_out(fleet, keys_dir, rollout_id, as_json=as_json)
+    _go_on(fleet, keys_dir, rollout_id, detach=detach or keep or not asked, as_json=as_json)
 
 
 @rollout.command()

@@ -2,14 +2,8 @@
 
 from __future__ import annotations
 
-import os
-import shutil
-import socket
-import subprocess
 import sys
-import tempfile
 import threading
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from pathlib import Path
@@ -29,54 +23,17 @@ from edgeslm.fleet.store.database import HEAD, Store, sqlite_url
 from edgeslm.fleet.store.models import AuditRow, Base, DeviceRow, FactRow, TagRow
 
 psycopg = pytest.importorskip("psycopg")
-_BINARIES = sorted(Path("/usr/lib/postgresql").glob("*/bin"), reverse=True)
-_PATH = os.pathsep.join([*(str(path) for path in _BINARIES), os.environ.get("PATH", "")])
-_NOBODY = 65534
-
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(shutil.which("initdb", path=_PATH) is None, reason="PostgreSQL is not installed"),
-]
+pytestmark = pytest.mark.slow
 
 NOW = datetime(2026, 11, 24, 12, 30, 15, 123456, tzinfo=UTC)
 
 
-def _run(program: str, *arguments: str) -> None:
-    path = shutil.which(program, path=_PATH)
-    assert path is not None
-    who = (
-        {"user": _NOBODY, "group": _NOBODY} if os.geteuid() == 0 else {}
-    )  # PostgreSQL refuses to run as root
-    subprocess.run([path, *arguments], check=True, capture_output=True, cwd="/", timeout=60, **who)
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[str]:
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        port = sock.getsockname()[1]
-    with tempfile.TemporaryDirectory(prefix="edgeslm-postgres-") as name:
-        data = f"{name}/data"
-        Path(name).chmod(0o700)
-        if os.geteuid() == 0:
-            os.chown(name, _NOBODY, _NOBODY)
-        _run("initdb", "-D", data, "-U", "edgeslm", "-A", "trust", "-E", "UTF8", "--locale=C")
-        options = (
-            f"-p {port} -c listen_addresses=127.0.0.1 -c unix_socket_directories= -c timezone=Asia/Kolkata"
-        )
-        _run("pg_ctl", "-D", data, "-w", "-l", f"{name}/log", "-o", options, "start")
-        try:
-            yield f"postgresql+psycopg://edgeslm@127.0.0.1:{port}"
-        finally:
-            _run("pg_ctl", "-D", data, "-m", "immediate", "stop")
-
-
 @pytest.fixture
-def url(server: str, request: pytest.FixtureRequest) -> str:
+def url(postgres: str, request: pytest.FixtureRequest) -> str:
     name = f"t{abs(hash(request.node.name))}"
-    with psycopg.connect(f"{server.replace('+psycopg', '')}/postgres", autocommit=True) as connection:
+    with psycopg.connect(f"{postgres.replace('+psycopg', '')}/postgres", autocommit=True) as connection:
         connection.execute(f"CREATE DATABASE {name}")
-    return f"{server}/{name}"
+    return f"{postgres}/{name}"
 
 
 def device(name: str) -> DeviceRow:

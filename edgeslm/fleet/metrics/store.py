@@ -14,8 +14,6 @@ Left to others: what a report has to be (:mod:`edgeslm.fleet.metrics.judge`), an
 
 from __future__ import annotations
 
-import sqlite3
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -27,7 +25,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from edgeslm.errors import FleetError, FleetVersionError
 from edgeslm.fleet.metrics.rows import Row
-from edgeslm.fleet.store.database import sqlite_url
+from edgeslm.fleet.store.database import BUSY_TIMEOUT_S, WRITES, begin_sqlite, sqlite_url, use_wal
 from edgeslm.fleet.store.metrics import (
     ABOUT,
     DIRTY,
@@ -50,8 +48,6 @@ _ADVISORY_LOCK: Final = 0x65646765_736C6D01
 _DAY_MS: Final = 86_400_000
 HOUR_MS: Final = 3_600_000
 _MINUTE_MS: Final = 60_000
-_BUSY_TIMEOUT_S: Final = 30
-_BUSY_POLL_S: Final = 0.02
 _EVENT_DAYS: Final = 30
 
 
@@ -98,7 +94,7 @@ class MetricsStore:
         with self._faults():
             self._engine = _engine(url)
         self._where = self._engine.url.render_as_string(hide_password=True)
-        self._writing = self._engine.execution_options(edgeslm_writes=True)
+        self._writing = self._engine.execution_options(**{WRITES: True})
         self._mark = "?" if self._engine.dialect.name == "sqlite" else "%s"
         try:
             self._create()
@@ -283,11 +279,11 @@ def _rolling(one: SortTables, width: Width) -> str:
 def _engine(url: str) -> Engine:
     is_sqlite = url.startswith("sqlite")
     engine = create_engine(
-        url, connect_args={"timeout": _BUSY_TIMEOUT_S} if is_sqlite else {}, pool_pre_ping=not is_sqlite
+        url, connect_args={"timeout": BUSY_TIMEOUT_S} if is_sqlite else {}, pool_pre_ping=not is_sqlite
     )
     if is_sqlite:
         event.listen(engine, "connect", _set_up_sqlite)
-        event.listen(engine, "begin", _begin_sqlite)
+        event.listen(engine, "begin", begin_sqlite)
     return engine
 
 
@@ -295,19 +291,4 @@ def _set_up_sqlite(connection: Any, _record: Any) -> None:
     connection.isolation_level = None
     connection.execute("PRAGMA synchronous=NORMAL")
     connection.execute("PRAGMA cache_size=-65536")
-    deadline_s = time.monotonic() + _BUSY_TIMEOUT_S
-    while True:
-        try:
-            connection.execute("PRAGMA journal_mode=WAL")
-        except sqlite3.OperationalError:
-            # SQLite does not wait for others to change the mode of a new file, whatever the timeout.
-            if time.monotonic() > deadline_s:
-                raise
-            time.sleep(_BUSY_POLL_S)
-        else:
-            return
-
-
-def _begin_sqlite(connection: Connection) -> None:
-    writes = connection.get_execution_options().get("edgeslm_writes", False)
-    connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
+    use_wal(connection)

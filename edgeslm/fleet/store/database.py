@@ -35,8 +35,9 @@ _VERSION_TABLE = "alembic_version"
 _ADVISORY_LOCK = 0x65646765_736C6D00
 """Any number that is ours: ``edgeslm`` in ASCII."""
 _WRITE_LOCK = _ADVISORY_LOCK + 1
-_WRITES = "edgeslm_writes"
-_BUSY_TIMEOUT_S = 30
+WRITES = "edgeslm_writes"
+"""Option of a connection whose transactions write."""
+BUSY_TIMEOUT_S = 30
 _BUSY_POLL_S = 0.02
 _COPY_ROWS = 1000
 
@@ -58,7 +59,7 @@ class Store:
             FleetError: it cannot be reached or is damaged.
         """
         self._engine = _engine(url)
-        self._writing = self._engine.execution_options(**{_WRITES: True})
+        self._writing = self._engine.execution_options(**{WRITES: True})
         self._where = self._engine.url.render_as_string(hide_password=True)
         try:
             with self._faults():
@@ -169,7 +170,7 @@ def _engine(url: str) -> Engine:
     try:
         engine = create_engine(
             url,
-            connect_args={"timeout": _BUSY_TIMEOUT_S} if url.startswith("sqlite") else {},
+            connect_args={"timeout": BUSY_TIMEOUT_S} if url.startswith("sqlite") else {},
             pool_pre_ping=True,
         )
     except (ArgumentError, NoSuchModuleError) as error:
@@ -181,7 +182,7 @@ def _engine(url: str) -> Engine:
         ) from error
     if engine.dialect.name == "sqlite":
         event.listen(engine, "connect", _set_up_sqlite)
-        event.listen(engine, "begin", _begin_sqlite)
+        event.listen(engine, "begin", begin_sqlite)
     elif engine.dialect.name == "postgresql":
         event.listen(engine, "begin", _begin_postgresql)
     return engine
@@ -191,7 +192,12 @@ def _set_up_sqlite(connection: Any, _record: Any) -> None:
     connection.isolation_level = None  # Python's own BEGIN leaves DDL outside transactions
     connection.execute("PRAGMA foreign_keys=ON")
     connection.execute("PRAGMA synchronous=FULL")
-    deadline_s = time.monotonic() + _BUSY_TIMEOUT_S
+    use_wal(connection)
+
+
+def use_wal(connection: Any) -> None:
+    """Let a connection of SQLite write ahead; others may open the same new file just now."""
+    deadline_s = time.monotonic() + BUSY_TIMEOUT_S
     while True:
         try:
             connection.execute("PRAGMA journal_mode=WAL")
@@ -204,14 +210,15 @@ def _set_up_sqlite(connection: Any, _record: Any) -> None:
             return
 
 
-def _begin_sqlite(connection: Connection) -> None:
-    writes = connection.get_execution_options().get(_WRITES, False)
+def begin_sqlite(connection: Connection) -> None:
+    """Begin a transaction; one that is to write has the write lock from its beginning."""
+    writes = connection.get_execution_options().get(WRITES, False)
     connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
 
 
 def _begin_postgresql(connection: Connection) -> None:
-    if connection.get_execution_options().get(_WRITES, False):
-        connection.exec_driver_sql(f"SET LOCAL lock_timeout = '{_BUSY_TIMEOUT_S}s'")
+    if connection.get_execution_options().get(WRITES, False):
+        connection.exec_driver_sql(f"SET LOCAL lock_timeout = '{BUSY_TIMEOUT_S}s'")
         # Alone in its statement: those that follow see what was written by who held it before.
         connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({_WRITE_LOCK})")
     else:

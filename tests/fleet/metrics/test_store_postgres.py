@@ -2,14 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import random
-import shutil
-import socket
-import subprocess
 import sys
-import tempfile
-from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -30,42 +24,7 @@ from edgeslm.power.boards import load_boards
 from edgeslm.schema.fleet_metrics import MetricsSettings
 
 pytest.importorskip("psycopg")
-_BINARIES = sorted(Path("/usr/lib/postgresql").glob("*/bin"), reverse=True)
-_PATH = os.pathsep.join([*(str(path) for path in _BINARIES), os.environ.get("PATH", "")])
-_NOBODY = 65534
-
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(shutil.which("initdb", path=_PATH) is None, reason="PostgreSQL is not installed"),
-]
-
-
-def _run(program: str, *arguments: str) -> None:
-    path = shutil.which(program, path=_PATH)
-    assert path is not None
-    who = (
-        {"user": _NOBODY, "group": _NOBODY} if os.geteuid() == 0 else {}
-    )  # PostgreSQL refuses to run as root
-    subprocess.run([path, *arguments], check=True, capture_output=True, cwd="/", timeout=60, **who)
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[str]:
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        port = sock.getsockname()[1]
-    with tempfile.TemporaryDirectory(prefix="edgeslm-postgres-") as name:
-        data = f"{name}/data"
-        Path(name).chmod(0o700)
-        if os.geteuid() == 0:
-            os.chown(name, _NOBODY, _NOBODY)
-        _run("initdb", "-D", data, "-U", "edgeslm", "-A", "trust", "-E", "UTF8", "--locale=C")
-        options = f"-p {port} -c listen_addresses=127.0.0.1 -c unix_socket_directories="
-        _run("pg_ctl", "-D", data, "-w", "-l", f"{name}/log", "-o", options, "start")
-        try:
-            yield f"postgresql+psycopg://edgeslm@127.0.0.1:{port}/postgres"
-        finally:
-            _run("pg_ctl", "-D", data, "-m", "immediate", "stop")
+pytestmark = pytest.mark.slow
 
 
 def answers(url: str | None, directory: Path) -> list[Any]:
@@ -117,5 +76,5 @@ def rounded(value: Any) -> Any:
     return [rounded(one) for one in value] if isinstance(value, list | tuple) else value
 
 
-def test_both_databases_answer_the_same(server: str, tmp_path: Path) -> None:
-    assert answers(server, tmp_path) == answers(None, tmp_path)
+def test_both_databases_answer_the_same(postgres: str, tmp_path: Path) -> None:
+    assert answers(f"{postgres}/postgres", tmp_path) == answers(None, tmp_path)
