@@ -27,7 +27,8 @@ from sqlalchemy.orm import Session
 
 from edgeslm import codec, topics
 from edgeslm.errors import CodecError
-from edgeslm.fleet.operation_desk import CONNECT_TIMEOUT_S, Desk
+from edgeslm.fleet.broker_line import CONNECT_TIMEOUT_S
+from edgeslm.fleet.operation_desk import Desk
 from edgeslm.fleet.registry import audit, device_row, note_event
 from edgeslm.link.port import Message
 from edgeslm.schema.config import BrokerConfig
@@ -282,7 +283,7 @@ def _carry_out(
     def listen(until_s: float, stop: threading.Event | None) -> None:
         """Take what comes until nothing is open any more."""
         while gathering.open and time.monotonic() < until_s and not (stop is not None and stop.is_set()):
-            was_away, heard = desk.hear(min(until_s - time.monotonic(), _LOOK_S))
+            was_away, heard = desk.said(min(until_s - time.monotonic(), _LOOK_S))
             if was_away:  # what was said meanwhile is lost, but is said again when asked again
                 ask(gathering.open)
             for device, message in heard:
@@ -298,14 +299,14 @@ def _carry_out(
                     clear([device])
 
     ask(commands)
-    desk.flush(CONNECT_TIMEOUT_S)
+    desk.deliver(CONNECT_TIMEOUT_S)
     listen(time.monotonic() + wishes.timeout_s, wishes.stop)
     if wishes.keep:
         gathering.keep(gathering.open)
     elif gathering.open:
         clear(gathering.open)
         _drop_pending(gathering, listen)
-    desk.flush(CONNECT_TIMEOUT_S)
+    desk.deliver(CONNECT_TIMEOUT_S)
     return gathering.outcomes()
 
 

@@ -305,7 +305,7 @@ def test_of_several_devices_some_may_refuse_and_the_others_are_changed(site: Sit
 def test_a_broker_that_is_not_there_is_an_error_and_the_change_counts_as_failed(
     site: Site, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("edgeslm.fleet.operation_desk.CONNECT_TIMEOUT_S", 1.0)
+    monkeypatch.setattr("edgeslm.fleet.broker_line.CONNECT_TIMEOUT_S", 1.0)
     monkeypatch.setattr("edgeslm.fleet.assignments.CONNECT_TIMEOUT_S", 1.0)
     file = site.rig.directory / "new.yaml"
     file.write_text("limits: {max_queue: 51}\n")

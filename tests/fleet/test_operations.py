@@ -271,6 +271,6 @@ def test_the_waiting_can_be_ended_early(config: BrokerConfig) -> None:
 
 
 def test_a_broker_that_is_not_there_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("edgeslm.fleet.operation_desk.CONNECT_TIMEOUT_S", 0.3)
+    monkeypatch.setattr("edgeslm.fleet.broker_line.CONNECT_TIMEOUT_S", 0.3)
     with pytest.raises(LinkError, match="cannot be reached"):
         request(BrokerConfig(port=1), FLEET, "work", {"a": {}}, Wishes())
