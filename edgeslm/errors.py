@@ -959,3 +959,22 @@ class HomeOrderError(EdgeslmError):
 
 class AssistError(EdgeslmError):
     """The port for sentences cannot be opened, or who came to it speaks no Wyoming."""
+
+
+# --- boards, profiles and flashing ----------------------------------------------------------------------------
+
+
+class FlashError(EdgeslmError):
+    """A board cannot be made ready."""
+
+
+class TreeError(FlashError):
+    """A file of an image or a machine cannot be read, written or removed.
+
+    Attributes:
+        path: the path within it.
+    """
+
+    def __init__(self, message: str, *, path: str, hint: str | None = None) -> None:
+        super().__init__(message, hint=hint)
+        self.path = path

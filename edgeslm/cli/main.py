@@ -20,6 +20,7 @@ _COMMANDS = {
     "cache": ("edgeslm.cli.cache:cache", "Keep files of releases near the devices that want them."),
     "demo": ("edgeslm.cli.demo:demo", "Broker, agent and a simulated home on this machine."),
     "doctor": ("edgeslm.cli.doctor:doctor", "Check what this machine can do, and say what is missing."),
+    "flash": ("edgeslm.cli.flash:flash", "Make boards ready: prepare images, write cards."),
     "fleet": ("edgeslm.cli.fleet:fleet", "Run a fleet: who belongs to it, and what each device may do."),
     "model": ("edgeslm.cli.model:model", "Inspect, verify, pack and run model packages."),
     "pool": ("edgeslm.cli.pool:pool", "Share prompts among the devices that serve a model."),

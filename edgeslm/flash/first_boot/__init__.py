@@ -1,0 +1,1 @@
+"""Who the board is at its first boot: host name, user, keys, network, in the way that its image understands."""

@@ -1,0 +1,1 @@
+"""Images of disks: read as streams, and changed file by file without mounting them."""
