@@ -46,6 +46,7 @@ RULES = 100
 LOAD_PER_S = 2000
 _WAIT_S = 10.0
 _BREATH_S = 0.02
+_TURN_S = 0.25
 _SAID = (
     "turn on the kitchen lights",
     "turn off the bedroom lights",
@@ -157,14 +158,11 @@ def measure_load(world: _World, quick: bool) -> Found:
     idle_s, began_s = _cpu_s(world.agent.pid), time.monotonic()
     time.sleep(3.0)
     idle = (_cpu_s(world.agent.pid) - idle_s) / (time.monotonic() - began_s)
-    share, sent = _loaded(world, "sensors", seconds, lambda: time.sleep(seconds))
-    under: list[tuple[float, float]] = []
-    beside: list[tuple[float, float]] = []
-    for _ in range(2 if quick else 4):  # in turns, since others use the machine too
-        _loaded(world, "sensors", seconds / 4, lambda: under.extend(_asks(asker, seconds / 4)))
-        _loaded(world, "elsewhere", seconds / 4, lambda: beside.extend(_asks(asker, seconds / 4)))
+    share, sent, _ = _loaded(world, "sensors", seconds, lambda: time.sleep(seconds))
+    pairs = _in_turns(world, asker, 10.0 if quick else 40.0)
     token_ms = statistics.median(1e3 / tps for _, tps in calm)
-    late_ms = statistics.median(ms for ms, _ in under) - statistics.median(ms for ms, _ in beside)
+    late_ms = statistics.median(under - beside for under, beside in pairs)
+    spread_ms = statistics.pstdev(under - beside for under, beside in pairs) / len(pairs) ** 0.5
     return {
         "sensor_cpu_share": max(share - idle, 0.0),
         "prompt_delay_tokens": max(late_ms, 0.0) / token_ms,
@@ -172,9 +170,11 @@ def measure_load(world: _World, quick: bool) -> Found:
             "sent_per_s": round(sent / seconds),
             "idle_share": idle,
             "prompt_ms_calm": statistics.median(ms for ms, _ in calm),
-            "prompt_ms_loaded": statistics.median(ms for ms, _ in under),
-            "prompt_ms_beside": statistics.median(ms for ms, _ in beside),
+            "prompt_ms_loaded": statistics.median(under for under, _ in pairs),
+            "prompt_ms_beside": statistics.median(beside for _, beside in pairs),
             "token_ms": token_ms,
+            "pairs": len(pairs),
+            "delay_tokens_standard_error": spread_ms / token_ms,
         },
     }
 
@@ -190,35 +190,69 @@ def _asks(client: LeanClient, seconds: float) -> list[tuple[float, float]]:
     return found
 
 
-def _loaded(world: _World, root: str, seconds: float, meanwhile: Callable[[], None]) -> tuple[float, int]:
-    """The agent's share of a core while a process of its own sends the load, and how much it sent."""
+def _in_turns(world: _World, asker: LeanClient, seconds: float) -> list[tuple[float, float]]:
+    """Median milliseconds of prompts while the load is meant for rules, each beside those while it is not.
+
+    The load changes every :data:`_TURN_S`, since others use the machine too. Prompts near a change belong to neither.
+    """
+    asked: list[tuple[float, float]] = []
+
+    def ask_on() -> None:
+        until_s = time.monotonic() + seconds
+        while time.monotonic() < until_s:
+            took_ms, _ = ask(asker, _PROMPT, {"priority": "high"})
+            asked.append((time.monotonic(), took_ms))
+            time.sleep(0.01)
+
+    began_s = _loaded(world, "sensors,elsewhere", seconds, ask_on)[2]
+    turns: dict[int, list[float]] = {}
+    for at_s, took_ms in asked:
+        turn, into = divmod((at_s - began_s) / _TURN_S, 1.0)
+        if into > 0.2:
+            turns.setdefault(int(turn), []).append(took_ms)
+    return [
+        (statistics.median(turns[turn]), statistics.median(turns[turn + 1]))
+        for turn in sorted(turns)
+        if turn % 2 == 0 and turn + 1 in turns
+    ]
+
+
+def _loaded(
+    world: _World, roots: str, seconds: float, meanwhile: Callable[[], None]
+) -> tuple[float, int, float]:
+    """The agent's share of a core while a process of its own sends the load, how much it sent, when it began."""
     command = [
         sys.executable,
         "-m",
         "benchmarks.sensors",
         "--load",
         str(world.rig.port),
-        root,
+        roots,
         str(seconds + 1.0),
     ]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
-        process.stdout.readline()
+        sending_s = float(process.stdout.readline())
         time.sleep(0.5)
         before_s, began_s = _cpu_s(world.agent.pid), time.monotonic()
         meanwhile()
         share = (_cpu_s(world.agent.pid) - before_s) / (time.monotonic() - began_s)
         sent = int(process.stdout.readline())
-    return share, round(sent * seconds / (seconds + 1.0))
+    return share, round(sent * seconds / (seconds + 1.0)), sending_s
 
 
-def send_load(port: int, root: str, seconds: float) -> None:
-    """2,000 readings a second in steps of a hundredth of a second; says when it begins and how many it sent."""
+def send_load(port: int, roots: Sequence[str], seconds: float) -> None:
+    """2,000 readings a second in steps of a hundredth of a second; says when it begins and how many it sent.
+
+    Args:
+        roots: begin their topics, in turns of :data:`_TURN_S`.
+    """
     client = LeanClient(port, [])
     chance = random.Random(1)
-    print("begin", flush=True)
     began_s, sent = time.monotonic(), 0
+    print(began_s, flush=True)
     while (elapsed_s := time.monotonic() - began_s) < seconds:
+        root = roots[int(elapsed_s / _TURN_S) % len(roots)]
         while sent < elapsed_s * LOAD_PER_S:
             value = chance.uniform(10.0, 90.0)
             client.publish(
@@ -256,6 +290,9 @@ class _Host:
 
     def take_back(self, request_ids: Sequence[str]) -> None:
         """Nothing to do."""
+
+    def give_way(self) -> None:
+        """Nothing is more urgent here."""
 
 
 def hostile(chance: random.Random) -> bytes:
@@ -352,6 +389,6 @@ BENCHMARK = Benchmark(
 
 if __name__ == "__main__":
     if len(sys.argv) == 5 and sys.argv[1] == "--load":
-        send_load(int(sys.argv[2]), sys.argv[3], float(sys.argv[4]))
+        send_load(int(sys.argv[2]), sys.argv[3].split(","), float(sys.argv[4]))
     else:
         run(BENCHMARK)

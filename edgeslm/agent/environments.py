@@ -25,7 +25,7 @@ from pathlib import Path
 from edgeslm.children import bound_to_parent
 from edgeslm.errors import AgentArchiveError, InstallationCancelledError, InstallationError
 from edgeslm.procfs import memory_kib
-from edgeslm.schema.agent_release import ANY_MACHINE, AgentRequirements
+from edgeslm.schema.agent_release import AgentRequirements, system_misfit
 from edgeslm.schema.base import version_key
 from edgeslm.wheelhouse import unpack
 
@@ -89,15 +89,9 @@ def misfit(requires: AgentRequirements, host: Host, agent: str) -> str | None:
         host: this device.
         agent: version of the agent that would install it.
     """
-    if host.python not in requires.pythons:
-        return f"it is for Python {', '.join(requires.pythons)}, and this is {host.python}"
-    if requires.machine not in {ANY_MACHINE, host.machine}:
-        return f"it is for {requires.machine}, and this is {host.machine}"
-    if requires.glibc is not None:
-        if host.glibc is None:
-            return f"it needs glibc {requires.glibc}, and this system has another C library"
-        if _minor(host.glibc) < _minor(requires.glibc):
-            return f"it needs glibc {requires.glibc}, and this system has {host.glibc}"
+    reason = system_misfit(requires, python=host.python, machine=host.machine, glibc=host.glibc)
+    if reason is not None:
+        return reason
     if version_key(agent) < version_key(requires.agent):
         return f"only {requires.agent} and later can install it: go there first"
     return None
@@ -270,10 +264,6 @@ def sync_file_system(directory: Path) -> None:
 def _shown(command: Sequence[str]) -> str:
     words = [word for word in command[1:] if word not in {"-P", "-m"} and not word.startswith("--")]
     return " ".join(words[:2])
-
-
-def _minor(glibc: str) -> tuple[int, ...]:
-    return tuple(int(part) for part in glibc.split(".") if part.isdigit())
 
 
 @contextmanager

@@ -38,18 +38,11 @@ from edgeslm.agent.environments import (
 from edgeslm.agent.launcher import CURRENT, LAUNCHER, PREVIOUS, VERSIONS, Trial
 from edgeslm.errors import AgentArchiveError, CodecError, InstallationError
 from edgeslm.files import PARTIAL, locked, read_bounded, replace_file, sync_directory
-from edgeslm.schema.agent_release import InstalledAgent
+from edgeslm.schema.agent_release import AGENT_MARKER, InstalledAgent, version_name
 
-MARKER = "agent.json"
-SHORT_SHA = 8
 _WHEELS, _LOCK = ".wheels", ".lock"
 _LEFTOVERS = (_WHEELS, PARTIAL, *(f".{name}." for name in (CURRENT, PREVIOUS, launcher.TRIAL)))
 _MAX_MARKER_BYTES = 4096
-
-
-def version_name(version: str, sha256: str) -> str:
-    """The name of the directory of a version."""
-    return f"{version}-{sha256[:SHORT_SHA]}"
 
 
 class Installation:
@@ -90,7 +83,7 @@ class Installation:
     def installed(self, name: str) -> InstalledAgent | None:
         """What is installed under the name of a version; ``None`` where it is not there, or not as a whole."""
         try:
-            data = read_bounded(self._directory(name) / MARKER, _MAX_MARKER_BYTES)
+            data = read_bounded(self._directory(name) / AGENT_MARKER, _MAX_MARKER_BYTES)
             found = codec.decode(InstalledAgent, data, max_bytes=_MAX_MARKER_BYTES)
         except (OSError, CodecError):
             return None
@@ -143,7 +136,7 @@ class Installation:
                 with disk_faults(self.root):
                     sync_file_system(directory)
                     replace_file(
-                        directory / MARKER,
+                        directory / AGENT_MARKER,
                         codec.encode(InstalledAgent(version=version, sha256=sha256)),
                     )
                     sync_directory(self.root / VERSIONS)
@@ -279,7 +272,7 @@ class Installation:
             if not directory.is_dir():
                 return
             # First, and synced: what is only half there must not look whole.
-            (directory / MARKER).unlink(missing_ok=True)
+            (directory / AGENT_MARKER).unlink(missing_ok=True)
             sync_directory(directory)
             shutil.rmtree(directory)
 
@@ -306,19 +299,28 @@ def find_installation(prefix: Path, environment: Mapping[str, str]) -> Installat
         InstallationError: it does not run from one, or was not started by its launcher; and what to do.
     """
     root = prefix.parent.parent
+    started_by = environment.get(launcher.ENV_LAUNCHER)
+    launched = environment.get(launcher.ENV_ROOT)
+    if started_by and launched and prefix.parent.name == VERSIONS and _is_same(Path(launched), root):
+        return Installation(root, running=prefix.name)  # the launcher lies elsewhere, where it is root's
     if prefix.parent.name != VERSIONS or not (root / LAUNCHER).is_file():
         raise InstallationError(
             f"this agent runs from {prefix}, where no other version can be put beside it",
             path=str(prefix),
             hint="Set it up with: edgeslm agent adopt ARCHIVE --root /opt/edgeslm; see docs/agent-update.md",
         )
-    if environment.get(launcher.ENV_LAUNCHER) != str(root / LAUNCHER):
+    if started_by != str(root / LAUNCHER):
         raise InstallationError(
             f"this agent was not started by {root / LAUNCHER}, which would go back from a version that fails",
             path=str(root),
             hint=f"Start it with: python3 {root / LAUNCHER} agent run",
         )
     return Installation(root, running=prefix.name)
+
+
+def _is_same(one: Path, other: Path) -> bool:
+    """Whether both lead to one place; systemd puts a link before the state directory of a dynamic user."""
+    return one.resolve() == other.resolve()
 
 
 def restart_command(environment: Mapping[str, str], arguments: Sequence[str]) -> list[str] | None:

@@ -8,6 +8,9 @@ standard library, and no update ever replaces it: what leads back must not chang
     <root>/current, <root>/previous      links to two of them
     <root>/trial.json                    the last change: which version, and how it goes
 
+``EDGESLM_ROOT`` names a layout elsewhere than beside this file: where the agent runs as a user of its own, this file
+stays root's, out of its reach, while the versions are its to change.
+
 A version that is settled is run in place of this process. One on trial is run as a child, until it says itself that it
 is healthy (``trial.json``). Where it does not within its time, or not after so many starts, ``current`` leads to the
 version before again, even if the new one cannot be imported at all.
@@ -44,6 +47,8 @@ ENV_LAUNCHER = "EDGESLM_LAUNCHER"
 """Tells the agent by which launcher it was started."""
 ENV_PYTHON = "EDGESLM_LAUNCHER_PYTHON"
 """Tells the agent which Python runs the launcher."""
+ENV_ROOT = "EDGESLM_ROOT"
+"""Names the layout, where the launcher lies elsewhere; tells the agent which one it is."""
 ENV_SUPERVISOR = "EDGESLM_LAUNCHER_PID"
 """Tells a launcher that a version on trial became that another one waits for it."""
 RESTART = 88
@@ -203,7 +208,8 @@ def _sync(directory: Path) -> None:
 class Launcher:
     """Runs the agent of one layout, with the arguments that it was given."""
 
-    def __init__(self, root: Path, arguments: list[str]) -> None:
+    def __init__(self, file: Path, root: Path, arguments: list[str]) -> None:
+        self._file = file
         self._root = root
         self._arguments = arguments
         self._child: subprocess.Popen[bytes] | None = None
@@ -333,7 +339,8 @@ class Launcher:
 
     def _environment(self) -> dict[str, str]:
         kept = {key: value for key, value in os.environ.items() if key != ENV_SUPERVISOR}
-        return {**kept, ENV_LAUNCHER: str(self._root / LAUNCHER), ENV_PYTHON: sys.executable}
+        found = {ENV_LAUNCHER: str(self._file), ENV_ROOT: str(self._root), ENV_PYTHON: sys.executable}
+        return {**kept, **found}
 
     def _forward(self, number: int, _: FrameType | None) -> None:
         if number in {signal.SIGTERM, signal.SIGINT}:
@@ -352,10 +359,11 @@ def _tell(text: str) -> None:
 
 
 def main(file: Path, arguments: list[str]) -> int:
-    """Run the layout that the launcher at `file` belongs to; returns its exit status, if at all."""
+    """Run the layout that the launcher at `file` is for; returns its exit status, if at all."""
     if os.environ.get(ENV_SUPERVISOR) == str(os.getppid()):
         return RESTART  # the launcher that waits for us begins anew
-    return Launcher(file.resolve().parent, arguments).run()
+    file, elsewhere = file.resolve(), os.environ.get(ENV_ROOT)
+    return Launcher(file, Path(elsewhere).absolute() if elsewhere else file.parent, arguments).run()
 
 
 if __name__ == "__main__":

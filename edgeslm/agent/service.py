@@ -22,9 +22,11 @@ from edgeslm.agent import intake
 from edgeslm.agent.description import AgentIdentity, AgentLimits, availability, describe
 from edgeslm.agent.job import Job, ReplyAddress
 from edgeslm.agent.journal import Journal
+from edgeslm.agent.liveness import Liveness, Sign
 from edgeslm.agent.outbox import Outbox
 from edgeslm.agent.ports import EnergyMeter, Message, Model
 from edgeslm.agent.power_side import PowerSide
+from edgeslm.agent.precedence import Precedence
 from edgeslm.agent.queue import JobQueue, in_order
 from edgeslm.agent.serving import ServedModels
 from edgeslm.agent.worker import Worker
@@ -51,8 +53,16 @@ _ACK_DELAY_S = 0.05
 _MAX_DELAYED_ACKS = 8
 """Acknowledging takes the interpreter away from the worker just when it decodes. It waits until an answer is out, but
 no longer than this, and for no more messages than this: a broker has some twenty on the way to us at once."""
+_MAYBE_URGENT = b'"high"'
+"""Part of each prompt of high priority; what else has it costs readings a few milliseconds."""
 _PRUNE_INTERVAL_S = 600.0
 _LOOK_AT_CERTIFICATE_S = 60.0
+_DISPATCH_LIMIT_S = 120.0
+"""A worn card can take so long to sync a few pages."""
+_COMPUTE_LIMIT_S = 300.0
+"""Longest that a model may be silent within an answer: a chunk of a prompt, with a large model on a small board."""
+_LINK_LIMIT_S = 300.0
+"""A name server that does not answer keeps the link's thread for a minute or two."""
 
 
 @dataclass(frozen=True)
@@ -85,6 +95,11 @@ class _ModelsChanged:
 
 
 @dataclass(frozen=True)
+class _Beat:
+    """Show that the dispatcher moves."""
+
+
+@dataclass(frozen=True)
 class _Flush:
     """Acknowledge at once what waits for it."""
 
@@ -94,7 +109,7 @@ class _Stop:
     """Leave the dispatcher."""
 
 
-_Event = Message | _Connected | _Disconnected | _Published | _Asked | _ModelsChanged | _Flush | _Stop
+_Event = Message | _Connected | _Disconnected | _Published | _Asked | _ModelsChanged | _Beat | _Flush | _Stop
 
 
 class UpdateSide(Protocol):
@@ -207,6 +222,8 @@ class Agent:
         operations: OperationSide | None = None,
         rules: RuleSide | None = None,
         home: HomeSide | None = None,
+        link_beats: Callable[[], int] | None = None,
+        before_first_contact: Callable[[], None] | None = None,
     ) -> None:
         """Take the parts.
 
@@ -220,6 +237,8 @@ class Agent:
             operations: do once what an operator asks for.
             rules: turn readings into prompts, and answers into actions.
             home: shows the device in a home, where it is to be seen in one.
+            link_beats: a count that goes up while the link's thread moves.
+            before_first_contact: called once, when the broker is there for the first time, before it is told anything.
         """
         self._identity = identity
         self._models = models if isinstance(models, ServedModels) else ServedModels(models)
@@ -241,6 +260,7 @@ class Agent:
         self._listeners = dict(listeners or {})
         self._queue = JobQueue(in_order if power is None else power.choose)
         self._outbox = Outbox(link, journal)
+        self._precedence = Precedence(link.hold)
         self._jobs: dict[str, Job] = {}
         self._jobs_lock = threading.Lock()
         self._accepting: list[tuple[Job, Message]] = []
@@ -248,6 +268,8 @@ class Agent:
         self._acks_due_s = 0.0
         self._last_prune_s = time.monotonic()
         self._connected = threading.Event()
+        self._before_first_contact = before_first_contact
+        self._beats_asked = self._beats_given = 0
         self._worker = Worker(
             fleet=identity.fleet,
             device=identity.device,
@@ -258,6 +280,7 @@ class Agent:
             outbox=self._outbox,
             link=link,
             steward=lambda: None if power is None else power.steward,
+            precedence=self._precedence,
             forget=self._forget,
             report=self._report,
         )
@@ -265,6 +288,13 @@ class Agent:
             threading.Thread(target=self._dispatch, name="edgeslm-dispatch", daemon=True),
             threading.Thread(target=self._worker.run, name="edgeslm-worker", daemon=True),
         ]
+        signs = [
+            Sign("the dispatcher", self._ask_for_a_beat, _DISPATCH_LIMIT_S),
+            Sign("the worker", self._beats_of_worker, _COMPUTE_LIMIT_S),
+        ]
+        self._liveness = Liveness(
+            signs if link_beats is None else [*signs, Sign("the link", link_beats, _LINK_LIMIT_S)]
+        )
 
     # --- the link's thread: enqueue only -----------------------------------------------------------------------
 
@@ -286,6 +316,8 @@ class Agent:
         # Unacknowledged QoS 1 messages are bounded by the link's receive window; a flood of QoS 0 is shed here.
         if message.qos == 0 and self._inbox.qsize() > _MAX_INBOX:
             return
+        if _MAYBE_URGENT in message.payload:
+            self._precedence.expect()
         self._inbox.put(message)
 
     def on_connected(self, *, session_present: bool) -> None:
@@ -330,6 +362,10 @@ class Agent:
             told: gets the answer, or the error instead of one; on a thread of the agent, where it only notes it.
         """
         self._inbox.put(_Asked(request, rule, told))
+
+    def give_way(self) -> None:
+        """Wait while a prompt of high priority is computed. On a thread of whoever looks at readings."""
+        self._precedence.wait()
 
     def take_back(self, request_ids: Sequence[str]) -> None:
         """Nobody waits any more for prompts of :meth:`ask`. From any thread."""
@@ -389,6 +425,20 @@ class Agent:
             self._telemetry.close()
         if self._renewal is not None:
             self._renewal.stop()
+
+    def ailment(self) -> str | None:
+        """What of it does not move any more, as a sentence; ``None`` where all does. One thread asks, now and then."""
+        return self._liveness.ailment()
+
+    def _ask_for_a_beat(self) -> int:
+        if self._beats_asked == self._beats_given:
+            self._beats_asked += 1
+            self._inbox.put(_Beat())
+        return self._beats_given
+
+    def _beats_of_worker(self) -> int | None:
+        rests = self._threads[1].is_alive() and not self._worker.is_computing
+        return None if rests else self._worker.beats
 
     @property
     def waiting(self) -> int:
@@ -517,6 +567,8 @@ class Agent:
                 self._take_own(event)
             case _ModelsChanged():
                 self._models_changed()
+            case _Beat():
+                self._beats_given += 1
             case _Flush():
                 self._acknowledge_delayed()
             case _Connected():
@@ -529,6 +581,9 @@ class Agent:
                     self._telemetry.disconnected()
 
     def _note_connected(self) -> None:
+        if self._before_first_contact is not None:
+            self._before_first_contact()
+            self._before_first_contact = None
         self._announce()
         self._outbox.connected()
         self._connected.set()

@@ -18,6 +18,7 @@ from edgeslm.agent.job import Job
 from edgeslm.agent.journal import Journal
 from edgeslm.agent.outbox import Outbox
 from edgeslm.agent.ports import EnergyMeter, Link, Message, Model
+from edgeslm.agent.precedence import Precedence
 from edgeslm.agent.queue import JobQueue, Turn
 from edgeslm.agent.serving import ServedModels
 from edgeslm.errors import CancelledError, DeadlineError, EdgeslmError, InferenceError, JournalError
@@ -66,7 +67,8 @@ class DeltaStream:
 class _Pacing:
     """Asks the budget between tokens, and waits as long as it says."""
 
-    def __init__(self, steward: Steward, queue: JobQueue, job: Job) -> None:
+    def __init__(self, steward: Steward, queue: JobQueue, job: Job, beat: Callable[[], None]) -> None:
+        self._beat = beat
         self._steward = steward
         self._queue = queue
         self._job = job
@@ -85,6 +87,7 @@ class _Pacing:
             return None
         self._rival = rival
         while True:
+            self._beat()
             plan = None if rival is None or rival is self._job else rival.plan
             step = self._steward.pace(decoding=self._steps > self._prompt_steps, rival=plan)
             if isinstance(step, Go):
@@ -103,7 +106,12 @@ class _Pacing:
 
 
 class Worker:
-    """Runs on one thread of its own: :meth:`run` returns when the queue is closed."""
+    """Runs on one thread of its own: :meth:`run` returns when the queue is closed.
+
+    Attributes:
+        beats: signs of life so far: between tokens, chunks of a prompt, and while the budget pauses an answer.
+        is_computing: an answer is being computed, so there have to be such signs.
+    """
 
     def __init__(
         self,
@@ -117,6 +125,7 @@ class Worker:
         outbox: Outbox,
         link: Link,
         steward: Callable[[], Steward | None],
+        precedence: Precedence,
         forget: Callable[[Job], None],
         report: Callable[[Job, Result], None],
     ) -> None:
@@ -124,6 +133,7 @@ class Worker:
 
         Args:
             steward: who spends the budget just now, where there is one.
+            precedence: told while a prompt of high priority is computed.
             forget: told of each job once its result is journalled.
             report: told what became of each job.
         """
@@ -136,8 +146,11 @@ class Worker:
         self._outbox = outbox
         self._link = link
         self._steward = steward
+        self._precedence = precedence
         self._forget = forget
         self._report = report
+        self.beats = 0
+        self.is_computing = False
         self.mean_job_s = 0.1
         """Running mean of a job's seconds, for `retry_after_s`."""
 
@@ -146,11 +159,16 @@ class Worker:
         while (turn := self._queue.pop()) is not None:
             started = time.monotonic()
             job = turn.job
+            is_urgent = job.request.options.priority == "high"
+            if is_urgent:
+                self._precedence.begin()
             result = self._result(turn)
             if self._gave_way(job, result):
                 continue
             self.mean_job_s += 0.1 * (time.monotonic() - started - self.mean_job_s)
             self._file(job, result)
+            if is_urgent:
+                self._precedence.end()
             self._report(job, result)
 
     def _result(self, turn: Turn) -> Result:
@@ -179,7 +197,7 @@ class Worker:
         """Answer as the budget allows, and tell it what that took."""
         setting = steward.begin(plan, run)
         spent: Spent | None = None
-        pacing = _Pacing(steward, self._queue, job)
+        pacing = _Pacing(steward, self._queue, job, self._beat)
         try:
             model.set_threads(setting.threads)
             result = self._answer(model, job, run.max_tokens, pacing)
@@ -213,6 +231,7 @@ class Worker:
         passed_over = self._queue.rival()
 
         def should_stop() -> FinishReason | None:
+            self._beat()
             if job.cancelled.is_set():
                 return "cancelled"
             if job.expired(time.monotonic()):
@@ -221,20 +240,28 @@ class Worker:
                 return "cancelled"
             return None if pacing is None else pacing.step()
 
-        result = answer_request(
-            model,
-            self._meter,
-            request,
-            self._device,
-            accepted_s=job.accepted_s,
-            rule=job.rule,
-            on_text=stream.push if stream is not None else None,
-            should_stop=should_stop,
-            paused_s=lambda: 0.0 if pacing is None else pacing.paused_s,
-        )
+        self._beat()
+        self.is_computing = True
+        try:
+            result = answer_request(
+                model,
+                self._meter,
+                request,
+                self._device,
+                accepted_s=job.accepted_s,
+                rule=job.rule,
+                on_text=stream.push if stream is not None else None,
+                should_stop=should_stop,
+                paused_s=lambda: 0.0 if pacing is None else pacing.paused_s,
+            )
+        finally:
+            self.is_computing = False
         if stream is not None:
             stream.flush()
         return result
+
+    def _beat(self) -> None:
+        self.beats += 1
 
     def _gives_way(self, job: Job, passed_over: Job | None) -> bool:
         """Whether a prompt of this device's own makes room for one of high priority.

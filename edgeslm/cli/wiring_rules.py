@@ -130,6 +130,9 @@ class BrokerHost:
         """See ``Host``."""
         self._taken_back.update(request_ids)
 
+    def give_way(self) -> None:
+        """See ``Host``; nothing else is done here."""
+
     # --- the link's events ---------------------------------------------------------------------------------------
 
     def on_message(self, message: Message) -> None:

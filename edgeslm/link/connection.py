@@ -201,6 +201,7 @@ class Connection:
         is_broken: it is over, for `reason`.
         window: unconfirmed messages that this broker wants on the wire at most.
         max_packet_bytes: longest packet that this broker takes.
+        held_until_s: nothing is read before (monotonic); any thread may set it.
         tokens: token by message id of what is on the wire.
         waiting: (token, message) of what waits behind the window.
         unwritten_qos0: QoS 0 messages that paho has queued.
@@ -230,6 +231,7 @@ class Connection:
         self.filters: tuple[tuple[str, int], ...] = ()
         self.arrived: Callable[[Connection, paho.MQTTMessage], None] | None = None
         self.confirmed: Callable[[Connection, int], None] | None = None
+        self.held_until_s = 0.0
         self.tokens: dict[int, int] = {}
         self.waiting: deque[tuple[int, Message]] = deque()
         self.unwritten_qos0 = 0
@@ -302,20 +304,24 @@ class Connection:
         sock = self._client.socket()
         if sock is None:
             return
-        interest = select.POLLIN | (select.POLLOUT if self._client.want_write() else 0)
+        held_s = self.held_until_s - time.monotonic()
+        interest = (select.POLLIN if held_s <= 0 else 0) | (select.POLLOUT if self._client.want_write() else 0)
         self._poller.register(sock, interest)
         # TLS may hold decrypted bytes back that no poll announces.
-        has_buffered = isinstance(sock, ssl.SSLSocket) and sock.pending() > 0
+        has_buffered = held_s <= 0 and isinstance(sock, ssl.SSLSocket) and sock.pending() > 0
         # A quarter of the keepalive notices a due ping well within the broker's grace of half of one. The
         # broker may have set another keepalive than ours, or 0 for none.
         longest_s = max(0.0, min(timeout_s, self._client.keepalive / 4 or timeout_s))
+        if held_s > 0:
+            longest_s = min(longest_s, held_s)
         ready = dict(self._poller.poll(0 if has_buffered else longest_s * 1000))
         if self._waker.fileno() in ready:
             self._waker.clear()
-        if has_buffered or sock.fileno() in ready:
-            self._client.loop_read()
+        # What is to be said first: each message that comes in costs more than one that goes out.
         if self._client.want_write():
             self._client.loop_write()
+        if has_buffered or ready.get(sock.fileno(), 0) & ~select.POLLOUT:
+            self._client.loop_read()
         self._client.loop_misc()
 
     def disconnect(self, deadline_s: float) -> None:

@@ -277,6 +277,8 @@ class InProcessLink:
         self._tokens = itertools.count(1)
         self._is_over = False
         self._is_dead = False
+        self._held_until_s = 0.0
+        self._released = threading.Event()
         self._thread: threading.Thread | None = None
 
     def start(self, events: LinkEvents, filters: Sequence[tuple[str, int]]) -> None:
@@ -328,12 +330,20 @@ class InProcessLink:
                 if session is not None:
                     session.filters.pop(name, None)
 
+    def hold(self, seconds: float) -> None:
+        """See :meth:`edgeslm.link.port.SubscribingLink.hold`."""
+        self._released.clear()
+        self._held_until_s = time.monotonic() + seconds if seconds > 0 else 0.0
+        if seconds <= 0:
+            self._released.set()
+
     def filters(self) -> list[tuple[str, int]]:
         """What it subscribes to."""
         return list(self._filters.items())
 
     def _end(self, *, is_clean: bool) -> None:
         self._is_over = True
+        self._released.set()
         self._broker._leave(self, is_clean=is_clean)
         self._news.put(None)
         if self._thread is not None and self._thread is not threading.current_thread():
@@ -360,6 +370,8 @@ class InProcessLink:
     def _run(self) -> None:
         while True:
             handler = self._news.get()
+            while (held_s := self._held_until_s - time.monotonic()) > 0 and not self._is_over:
+                self._released.wait(held_s)
             if handler is None or self._is_dead:
                 return
             try:

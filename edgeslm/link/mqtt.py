@@ -57,7 +57,12 @@ def backoff_s(failures: int, jitter: float) -> float:
 
 
 class MqttLink:
-    """A :class:`~edgeslm.link.port.Link` to an MQTT broker. It lives once: start, then stop."""
+    """A :class:`~edgeslm.link.port.Link` to an MQTT broker. It lives once: start, then stop.
+
+    Attributes:
+        beats: rounds of its thread so far: while it works there is one every :data:`MAX_BACKOFF_S` at least, but for a
+            broker's name or address that takes longer to answer.
+    """
 
     def __init__(self, config: BrokerConfig, client_id: str, will: Message | None = None) -> None:
         self._config = config
@@ -73,6 +78,7 @@ class MqttLink:
         self._last_token = 0
         self._told_reason: str | None = None
         self._thread: threading.Thread | None = None
+        self.beats = 0
 
     # --- the port ------------------------------------------------------------------------------------------
 
@@ -143,6 +149,16 @@ class MqttLink:
                 self._connection.unsubscribe(names)
         self._waker.wake()
 
+    def hold(self, seconds: float) -> None:
+        """See :meth:`edgeslm.link.port.SubscribingLink.hold`."""
+        connection = self._connection
+        if connection is None:
+            return
+        was_held = connection.held_until_s > time.monotonic()
+        connection.held_until_s = time.monotonic() + seconds if seconds > 0 else 0.0
+        if was_held and seconds <= 0:
+            self._waker.wake()
+
     # --- the thread ----------------------------------------------------------------------------------------
 
     def _address(self) -> str:
@@ -151,6 +167,7 @@ class MqttLink:
     def _run(self) -> None:
         failures = 0
         while not self._stopping.is_set():
+            self.beats += 1
             began_s = time.monotonic()
             reason = self._live()
             if self._stopping.is_set():
@@ -191,6 +208,7 @@ class MqttLink:
     def _serve(self, connection: Connection) -> None:
         deadline_s = time.monotonic() + CONNECT_TIMEOUT_S
         while connection.is_open() and not self._stopping.is_set():
+            self.beats += 1
             if connection.is_subscribed:
                 connection.step(MAX_BACKOFF_S)
             elif time.monotonic() < deadline_s:
@@ -220,6 +238,7 @@ class MqttLink:
             connection.news.popleft()()
 
     def _say_goodbye(self, connection: Connection) -> None:
+        connection.held_until_s = 0.0
         deadline_s = time.monotonic() + FAREWELL_TIMEOUT_S
         token = self.publish(self._farewell) if self._farewell is not None else None
         while token is not None and connection.is_open() and time.monotonic() < deadline_s:

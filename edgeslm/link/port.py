@@ -92,3 +92,9 @@ class SubscribingLink(Link, Protocol):
 
     def unsubscribe(self, names: Sequence[str]) -> None:
         """Give filters up."""
+
+    def hold(self, seconds: float) -> None:
+        """Tell nothing of what arrives for at most `seconds`; it waits outside. 0 goes on at once.
+
+        Sending goes on meanwhile; confirmations of what is sent wait as well.
+        """

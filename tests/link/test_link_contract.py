@@ -383,3 +383,41 @@ def test_stopping_what_never_started_is_fine(harness: Harness, name: str) -> Non
     link.stop()
     with pytest.raises(LinkError):
         link.start(Recorder(), [])
+
+
+def test_what_arrives_while_held_waits_and_comes_in_order(harness: Harness, name: str) -> None:
+    receiver, sender = harness.link(f"{name}-r"), harness.link(f"{name}-s")
+    got = started(receiver, [(f"{name}/#", 1)])
+    started(sender)
+    receiver.hold(60.0)
+    time.sleep(0.2)  # what was on its way to be read when it was held back may still come
+    sender.publish(Message(f"{name}/first", b"0"))
+    time.sleep(0.2)
+    before = len(got.messages)
+    for number in range(1, 20):
+        sender.publish(Message(f"{name}/x", b"%d" % number))
+    time.sleep(0.2)
+    assert len(got.messages) == before <= 1
+    receiver.hold(0.0)
+    assert wait_for(lambda: len(got.messages) == 20)
+    assert got.payloads() == [b"%d" % number for number in range(20)]
+
+
+def test_a_hold_ends_by_itself_and_sending_goes_on_meanwhile(harness: Harness, name: str) -> None:
+    held, other = harness.link(f"{name}-h"), harness.link(f"{name}-o")
+    got, heard = started(held, [(f"{name}/in", 1)]), started(other, [(f"{name}/out", 1)])
+    held.hold(1.0)
+    time.sleep(0.1)
+    other.publish(Message(f"{name}/in", b"in"))
+    held.publish(Message(f"{name}/out", b"out"))
+    assert wait_for(lambda: heard.payloads() == [b"out"], 0.8)
+    assert wait_for(lambda: got.payloads() == [b"in"])
+
+
+def test_a_held_link_stops_at_once(harness: Harness, name: str) -> None:
+    link = harness.link(name)
+    started(link)
+    link.hold(30.0)
+    began_s = time.monotonic()
+    link.stop(Message(f"{name}/bye", b"bye"))
+    assert time.monotonic() - began_s < 10.0

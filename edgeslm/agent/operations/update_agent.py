@@ -25,7 +25,7 @@ from typing import Any, Final, Protocol
 from pydantic import ValidationError
 
 from edgeslm.agent.environments import Cancelled, Host, misfit
-from edgeslm.agent.installation import Installation, version_name
+from edgeslm.agent.installation import Installation
 from edgeslm.agent.launcher import Trial
 from edgeslm.agent.operations.ports import Command, Done, Progress, Restart, Step, Waiting
 from edgeslm.codec import describe
@@ -40,7 +40,7 @@ from edgeslm.errors import (
     TrustStateError,
     UpdateInterruptedError,
 )
-from edgeslm.schema.agent_release import AgentInfo, AgentTarget, UpdateAgentArgs
+from edgeslm.schema.agent_release import AgentInfo, AgentTarget, UpdateAgentArgs, version_name
 from edgeslm.schema.release import CheckResult, Refusal, WantedAgent
 
 log = logging.getLogger(__name__)

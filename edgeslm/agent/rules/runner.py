@@ -64,6 +64,9 @@ class Host(Protocol):
     def take_back(self, request_ids: Sequence[str]) -> None:
         """Nobody waits any more for these."""
 
+    def give_way(self) -> None:
+        """Return once nothing more urgent than a reading is done."""
+
 
 RaiseEvent = Callable[[str, str, dict[str, float | str]], None]
 """Tells that something happened: type, detail, figures."""
@@ -195,6 +198,8 @@ class RuleRunner:
         reload_s, status_s, flush_s = now_s + RELOAD_S, now_s, now_s + FLUSH_S
         while not self._stopping.is_set():
             for event in self._next(min(reload_s, status_s, flush_s if self._traces else reload_s)):
+                if self._host is not None:
+                    self._host.give_way()
                 self._guarded(event)
             now_s = time.monotonic()
             self._guarded(_Wake())
