@@ -56,6 +56,7 @@ def describe(
         max_queue=limits.max_queue,
         max_body_bytes=limits.max_body_bytes,
         started_at=started_at.isoformat(timespec="seconds"),
+        pool=identity.pool,
         ram_mb=_ram_mb(),
         cpu_features=_cpu_features(),
     )

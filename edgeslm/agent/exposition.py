@@ -174,6 +174,14 @@ def _system_gauges(system: SystemMetrics) -> Iterator[_Gauge]:
             for flag in sorted({*system.throttling, *system.throttled_before})
         ],
     )
+    yield _one(
+        "edgeslm_spool_waiting", "Reports and events that the broker has not confirmed yet.", system.spool_waiting
+    )
+    yield _one(
+        "edgeslm_spool_dropped",
+        "Reports and events given up for want of room since the spool's file was made.",
+        system.spool_dropped,
+    )
     yield _one("edgeslm_busy_cores", "Cores of the board that were busy.", system.busy_cores)
     for name, text, megabytes in (
         ("edgeslm_resident_memory_bytes", "Memory of the agent.", system.rss_mb),

@@ -206,6 +206,7 @@ class Info(WireModel):
     Attributes:
         ram_mb: memory of the board in all, as the kernel counts it.
         cpu_features: what its processor can do, in the kernel's words.
+        pool: whether it takes prompts that any device of the fleet may answer; older agents do not say.
     """
 
     v: Literal[1] = 1
@@ -220,6 +221,7 @@ class Info(WireModel):
     max_queue: int
     max_body_bytes: int
     started_at: str
+    pool: bool | None = None
     ram_mb: Annotated[int, Field(ge=1, lt=2**31)] | None = None
     cpu_features: (
         Annotated[

@@ -11,7 +11,7 @@ from edgeslm.schema.message import Receipt
 
 Outcome = Literal["acted", "dry_run", "nothing", "skipped", "refused", "failed"]
 """``nothing``: no action's condition held; ``skipped``: hours, rate, budget or a newer firing; ``refused``: answer,
-payload, topic or interlock did not allow it; ``failed``: a fault, or no answer."""
+payload, topic or interlock did not allow it; ``failed``: a fault, no answer, or a message that could not be sent."""
 
 
 class ActionTrace(WireModel):

@@ -74,6 +74,8 @@ SYSTEM = SystemMetrics(
     throttling=("under_voltage",),
     throttled_before=("under_voltage", "throttled"),
     busy_cores=1.5,
+    spool_waiting=3,
+    spool_dropped=7,
     rss_mb=64.0,
     memory_free_mb=512.0,
     disk_free_mb=1024.0,
@@ -153,6 +155,8 @@ def test_before_the_first_report_there_is_nothing(exposition):
         ("edgeslm_throttling{flag=under_voltage}", 1.0),
         ("edgeslm_throttling{flag=throttled}", 0.0),
         ("edgeslm_busy_cores", 1.5),
+        ("edgeslm_spool_waiting", 3),
+        ("edgeslm_spool_dropped", 7),
         ("edgeslm_resident_memory_bytes", 64 * 2**20),
         ("edgeslm_memory_available_bytes", 512 * 2**20),
         ("edgeslm_disk_free_bytes", 1024 * 2**20),
@@ -164,7 +168,7 @@ def test_a_report_is_exposed_in_base_units(reported, name, value):
 
 
 def test_every_name_that_is_exposed_is_tested_above(reported):
-    assert len(reported) == 39
+    assert len(reported) == 41
 
 
 def test_counters_add_up_over_reports_and_not_over_scrapes(exposition):

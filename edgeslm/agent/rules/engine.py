@@ -399,6 +399,14 @@ class Engine:
                     called, f"call:{rule.name}", now, firing.hops + 1, {"given": dict(step.given)}, out
                 )
 
+    def failed_to_act(self, name: str, why: str) -> None:
+        """What the rule did in the end could not be published."""
+        state = self._states.get(name)
+        if state is not None:
+            state.counts["acted"] = max(state.counts["acted"] - 1, 0)
+            state.counts["failed"] += 1
+            state.last = f"failed: {why}"
+
     def _look_again(self, state: _State) -> None:
         """What kept a rule from firing passes: while its condition stays true, the next message tries once more."""
         state.was_true = False

@@ -1,8 +1,7 @@
 """Runs rules beside an agent: hears messages, asks prompts, publishes, keeps the trace, reads files anew. One thread.
 
 What always holds: the link's thread only puts messages into an inbox, bounded; files with an error leave the rules as
-they are; whatever a message provokes, the thread goes on. What cannot be published is tried again for a few seconds and
-then given up: an action that comes minutes late is a wrong one.
+they are; whatever a message provokes, the thread goes on.
 """
 
 from __future__ import annotations
@@ -12,7 +11,6 @@ import queue
 import threading
 import time
 import uuid
-from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -24,8 +22,9 @@ from edgeslm.agent.rules.compiled import RuleSet
 from edgeslm.agent.rules.decisions import Ask, Decision, Done, Heard, Moment, Send, Tell
 from edgeslm.agent.rules.engine import Engine
 from edgeslm.agent.rules.loading import load_rules, rule_files
+from edgeslm.agent.rules.sending import Sending
 from edgeslm.agent.rules.trace import TraceStore
-from edgeslm.errors import JournalError, LinkError, RuleFileError
+from edgeslm.errors import JournalError, RuleFileError
 from edgeslm.schema.message import PromptRequest, Result
 from edgeslm.schema.rule_trace import FiringTrace, RulesStatus
 
@@ -36,9 +35,7 @@ RELOAD_S = 2.0
 STATUS_S = 900.0
 FLUSH_S = 0.5
 RETRY_S = 0.25
-SEND_WITHIN_S = 10.0
 _MAX_BATCH = 256
-_MAX_UNSENT = 256
 _MAX_TRACES = 1024
 _IDLE_S = 30.0
 _GATHER_S = 0.004
@@ -121,7 +118,7 @@ class RuleRunner:
         self._looked_s = self._logged_s = float("-inf")
         self._error: str | None = None
         self._traces: list[FiringTrace] = []
-        self._unsent: deque[tuple[Send, float]] = deque()
+        self._sending = Sending(self._publish, self._keep, self._note_given_up)
         self._signature = self._sign()
         rules = EMPTY
         try:
@@ -168,6 +165,7 @@ class RuleRunner:
         self._inbox.put(_Wake())
         if self._thread is not None:
             self._thread.join()
+        self._sending.give_up()
         self._flush()
         self._tell_status()
         if self._store is not None:
@@ -221,7 +219,7 @@ class RuleRunner:
         tick_s = self._engine.next_tick_s()
         if tick_s is not None:
             until_s = min(until_s, tick_s)
-        if self._unsent:
+        if self._sending:
             until_s = min(until_s, time.monotonic() + RETRY_S)
         try:
             events = [self._inbox.get(timeout=min(max(until_s - time.monotonic(), 0.0), _IDLE_S))]
@@ -254,14 +252,15 @@ class RuleRunner:
             case _Answered(result):
                 self._do(self._engine.answer(result, now), None)
             case _Wake():
-                self._send_again(now.mono_s)
+                self._sending.again(now.mono_s)
                 self._do(self._engine.tick(now), None)
 
     def _do(self, decisions: Sequence[Decision], came_s: float | None) -> None:
         for decision in decisions:
             match decision:
                 case Send():
-                    self._send(decision)
+                    if not self._dry_run and self._host is not None:
+                        self._sending.send(decision)
                 case Ask(rule, request):
                     if self._host is not None:
                         self._host.ask(request, rule, self._note_answer)
@@ -269,51 +268,31 @@ class RuleRunner:
                     if not self._dry_run:
                         self._raise_event("rule", detail, {"rule": rule})
                 case Done(trace):
-                    self._keep(trace, came_s)
+                    self._sending.done(self._completed(trace, came_s))
 
     def _note_answer(self, result: Result) -> None:
         self._inbox.put(_Answered(result))
 
-    def _keep(self, trace: FiringTrace, came_s: float | None) -> None:
+    def _completed(self, trace: FiringTrace, came_s: float | None) -> FiringTrace:
         update: dict[str, object] = {}
         if came_s is not None and trace.receipt is None:
             update["took_ms"] = round((time.monotonic() - came_s) * 1e3, 3)
         if self._dry_run and trace.outcome == "acted":
             update["outcome"] = "dry_run"
-        trace = trace.model_copy(update=update) if update else trace
+        return trace.model_copy(update=update) if update else trace
+
+    def _publish(self, message: Message) -> int | None:
+        assert self._host is not None  # noqa: S101 - nothing is sent before the start
+        return self._host.publish(message)
+
+    def _note_given_up(self, rule: str, why: str) -> None:
+        self._engine.failed_to_act(rule, why)
+
+    def _keep(self, trace: FiringTrace) -> None:
         if len(self._traces) < 2 * _MAX_TRACES:
             self._traces.append(trace)
         if self._on_trace is not None:
             self._on_trace(trace)
-
-    # --- publishing ----------------------------------------------------------------------------------------------
-
-    def _send(self, send: Send) -> None:
-        if self._dry_run or self._host is None:
-            return
-        if self._unsent or not self._publish(send):
-            if len(self._unsent) >= _MAX_UNSENT:
-                self._unsent.popleft()
-            self._unsent.append((send, time.monotonic() + SEND_WITHIN_S))
-
-    def _send_again(self, now_s: float) -> None:
-        while self._unsent:
-            send, until_s = self._unsent[0]
-            if now_s > until_s:
-                log.warning("rule %s: a message to %s is given up: the broker is away", send.rule, send.topic)
-            elif not self._publish(send):
-                return
-            self._unsent.popleft()
-
-    def _publish(self, send: Send) -> bool:
-        """Whether it is off our hands."""
-        message = Message(send.topic, send.payload, qos=send.qos, retain=send.retain)
-        assert self._host is not None  # noqa: S101 - whoever calls has looked
-        try:
-            return self._host.publish(message) is not None
-        except LinkError as error:
-            log.warning("rule %s: a message to %s is dropped: %s", send.rule, send.topic, error)
-            return True
 
     # --- files ---------------------------------------------------------------------------------------------------
 
