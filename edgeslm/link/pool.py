@@ -221,11 +221,7 @@ class Pool:
     def note_info(self, device: str, info: Info | None, now_s: float) -> list[Action]:
         """`device` says what it serves; ``None``: it is no more."""
         before = self._members.get(device, Member(device))
-        serves = (
-            info is not None
-            and info.pool is not False
-            and any(model.name == self._model for model in info.models)
-        )
+        serves = info is not None and any(model.name == self._model for model in info.models)
         self._keep(replace(before, serves=serves))
         return self._place_waiting(now_s) if serves else []
 

@@ -212,7 +212,10 @@ class PoolGateway:
             return self._pool.note_presence(device, now_s, is_online=is_online)
         if topic.channel == "info":
             info = _decode(Info, message) if message.payload else None
-            return self._pool.note_info(device, info, now_s)
+            actions = self._pool.note_info(device, info, now_s)
+            if info is not None and info.pool and self._pool.serves(device):
+                log.warning("%s takes the pool's prompts itself as well: set `pool: false` for it", device)
+            return actions
         if not self._pool.serves(device):
             return ()
         if topic.channel == "m/power" and (power := _decode(PowerMetrics, message)) is not None:

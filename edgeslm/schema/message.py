@@ -206,7 +206,7 @@ class Info(WireModel):
     Attributes:
         ram_mb: memory of the board in all, as the kernel counts it.
         cpu_features: what its processor can do, in the kernel's words.
-        pool: whether it takes prompts that any device of the fleet may answer; older agents do not say.
+        pool: whether it takes the prompts of pools itself, without a gateway; older agents do not say.
     """
 
     v: Literal[1] = 1

@@ -56,14 +56,6 @@ def request(request_id: str = "r1", **options: Any) -> PromptRequest:
     return PromptRequest(id=request_id, prompt="hello", options=Options(**options))
 
 
-def test_a_device_that_leaves_pools_out_gets_nothing() -> None:
-    made = pool("a")
-    made.note_info("b", info("b", MODEL).model_copy(update={"pool": False}), 0)
-    made.note_presence("b", 0, is_online=True)
-    assert made.serves("a")
-    assert not made.serves("b")
-
-
 def requester(serial: int = 1, topic: str | None = "reply/me") -> Requester:
     return Requester(topic, b"c", serial)
 
