@@ -60,6 +60,29 @@ class ConfigError(EdgeslmError):
         self.key = key
 
 
+class YamlFileError(ConfigError):
+    """A file in YAML is wrong, at a place that is known.
+
+    Attributes:
+        line: counted from 1, or ``None`` where the whole file is to blame.
+        nearest: the valid name that was probably meant.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        path: str | None = None,
+        line: int | None = None,
+        key: str | None = None,
+        nearest: str | None = None,
+        hint: str | None = None,
+    ) -> None:
+        super().__init__(message, path=path, key=key, hint=hint)
+        self.line = line
+        self.nearest = nearest
+
+
 # --- requests ----------------------------------------------------------------------------------------------
 
 
@@ -793,6 +816,10 @@ class CodecError(EdgeslmError):
     code = "bad_request"
 
 
+class BodySizeError(CodecError):
+    """A body is longer than what is taken."""
+
+
 class JournalError(EdgeslmError):
     """The device's own database cannot be read or written."""
 
@@ -911,27 +938,8 @@ class RolloutError(FleetError):
 # --- rules on the device ------------------------------------------------------------------------------------
 
 
-class RuleFileError(ConfigError):
-    """A file of rules is wrong; the rules that ran before go on.
-
-    Attributes:
-        line: counted from 1, or ``None`` where the whole file is to blame.
-        nearest: the valid name that was probably meant.
-    """
-
-    def __init__(
-        self,
-        message: str,
-        *,
-        path: str | None = None,
-        line: int | None = None,
-        key: str | None = None,
-        nearest: str | None = None,
-        hint: str | None = None,
-    ) -> None:
-        super().__init__(message, path=path, key=key, hint=hint)
-        self.line = line
-        self.nearest = nearest
+class RuleFileError(YamlFileError):
+    """A file of rules is wrong; the rules that ran before go on."""
 
 
 class RuleFaultError(EdgeslmError):
@@ -978,3 +986,310 @@ class TreeError(FlashError):
     def __init__(self, message: str, *, path: str, hint: str | None = None) -> None:
         super().__init__(message, hint=hint)
         self.path = path
+
+
+class TreeFullError(TreeError):
+    """What is to be put there does not fit.
+
+    Attributes:
+        needed_bytes: what it takes.
+        free_bytes: what is left.
+    """
+
+    def __init__(
+        self, message: str, *, path: str, needed_bytes: int, free_bytes: int, hint: str | None = None
+    ) -> None:
+        super().__init__(message, path=path, hint=hint)
+        self.needed_bytes = needed_bytes
+        self.free_bytes = free_bytes
+
+
+class ToolMissingError(FlashError):
+    """A program of the system that is needed is not installed.
+
+    Attributes:
+        tool: its name.
+        package: the Debian package that holds it.
+    """
+
+    exit_code = 2
+
+    def __init__(self, tool: str, *, package: str) -> None:
+        super().__init__(f"{tool} is not installed", hint=f"Install it: sudo apt install {package}")
+        self.tool = tool
+        self.package = package
+
+
+class ToolFailedError(FlashError):
+    """A program of the system ended badly, or did not end.
+
+    Attributes:
+        tool: its name.
+        exit_status: what it ended with; ``None`` where it had to be ended.
+        output: the end of what it said.
+    """
+
+    def __init__(self, message: str, *, tool: str, exit_status: int | None, output: str) -> None:
+        super().__init__(message)
+        self.tool = tool
+        self.exit_status = exit_status
+        self.output = output
+
+
+class ImageError(FlashError):
+    """An image of a disk cannot be read or changed.
+
+    Attributes:
+        path: the image.
+    """
+
+    def __init__(self, message: str, *, path: str, hint: str | None = None) -> None:
+        super().__init__(message, hint=hint)
+        self.path = path
+
+
+class ImageSourceError(ImageError):
+    """An image cannot be unpacked: cut short, damaged, too large, or no form that is known; nothing is left of it."""
+
+    exit_code = 4
+
+
+class ImageDigestError(ImageSourceError):
+    """An image is not the one that was asked for.
+
+    Attributes:
+        expected: the SHA-256 that it was to have.
+        actual: the one that it has.
+    """
+
+    def __init__(
+        self, message: str, *, path: str, expected: str, actual: str, hint: str | None = None
+    ) -> None:
+        super().__init__(message, path=path, hint=hint)
+        self.expected = expected
+        self.actual = actual
+
+
+class PartitionError(ImageError):
+    """The partition table of an image is damaged, or of a kind that is not known."""
+
+
+class FileSystemError(ImageError):
+    """A file system within an image is damaged, or uses what is not known."""
+
+
+class BlockMapError(ImageError):
+    """A block map is damaged, or does not fit its image."""
+
+
+# --- cards and disks ------------------------------------------------------------------------------------------
+
+
+class DiskError(FlashError):
+    """A card or disk cannot be told, opened, read or written.
+
+    Attributes:
+        device: its path, or empty where none is meant.
+        offset: byte at which it happened, or ``None``.
+    """
+
+    def __init__(
+        self, message: str, *, device: str, offset: int | None = None, hint: str | None = None
+    ) -> None:
+        super().__init__(message, hint=hint)
+        self.device = device
+        self.offset = offset
+
+
+class DiskRefusedError(DiskError):
+    """A disk is none that edgeslm writes; nothing was written.
+
+    Attributes:
+        reasons: codes of what speaks against it, see :mod:`edgeslm.flash.disks.selection`.
+    """
+
+    exit_code = 2
+
+    def __init__(
+        self, message: str, *, device: str, reasons: tuple[str, ...] = (), hint: str | None = None
+    ) -> None:
+        super().__init__(message, device=device, hint=hint)
+        self.reasons = reasons
+
+
+class DiskBusyError(DiskError):
+    """Something on this machine holds the disk."""
+
+
+class DiskGoneError(DiskError):
+    """The card was taken out, or its reader unplugged, while it was in use."""
+
+
+class DiskFullError(DiskError):
+    """The card ends before the image does."""
+
+
+class DiskFaultError(DiskError):
+    """The card or its reader reports that it cannot read or write."""
+
+
+class FakeCapacityError(DiskError):
+    """The card holds less than it says."""
+
+    exit_code = 4
+
+
+class CardContentError(DiskError):
+    """The card does not hold what was to be on it: it must not be used."""
+
+    exit_code = 4
+
+
+class ImageContentError(ImageError):
+    """An image is not what its block map, its size or its digest says."""
+
+    exit_code = 4
+
+
+class BatchError(FlashError):
+    """Cards cannot be written one after the other as asked.
+
+    Attributes:
+        path: the file that says how far they are.
+    """
+
+    exit_code = 2
+
+    def __init__(self, message: str, *, path: str, hint: str | None = None) -> None:
+        super().__init__(message, hint=hint)
+        self.path = path
+
+
+class ProfileError(YamlFileError):
+    """A profile, or one that it extends, is not what a profile has to be."""
+
+
+class ProfileSecretError(ConfigError):
+    """A secret that a profile names cannot be read from where it says."""
+
+
+class FirstBootError(FlashError):
+    """What was asked for an image's first boot cannot be done with that image."""
+
+    exit_code = 2
+
+
+class FirstBootUnknownError(FirstBootError):
+    """An image has no way of being customised that is known here.
+
+    Attributes:
+        looked_for: the telling signs that it does not have.
+    """
+
+    def __init__(self, message: str, *, looked_for: tuple[str, ...], hint: str | None = None) -> None:
+        super().__init__(message, hint=hint)
+        self.looked_for = looked_for
+
+
+class FirstBootOptionError(FirstBootError):
+    """An image's way of being customised cannot carry an option; nothing of it was done.
+
+    Attributes:
+        method: that way.
+        option: the option, as the command line names it.
+    """
+
+    def __init__(self, message: str, *, method: str, option: str, hint: str | None = None) -> None:
+        super().__init__(message, hint=hint)
+        self.method = method
+        self.option = option
+
+
+class BaseImageError(FlashError):
+    """A base image cannot be made; nothing is left of it."""
+
+
+class FetchPackagesError(BaseImageError):
+    """Packages cannot be had from their mirror, or are not what its index says."""
+
+
+class PackageFileError(BaseImageError):
+    """A file is no package of Debian, or a damaged one.
+
+    Attributes:
+        path: the file.
+    """
+
+    def __init__(self, message: str, *, path: str, hint: str | None = None) -> None:
+        super().__init__(message, hint=hint)
+        self.path = path
+
+
+class EmulationError(EdgeslmError):
+    """An image cannot be booted on this machine, or the emulated board did not do what was waited for."""
+
+
+class PrepareError(FlashError):
+    """An image cannot be prepared, or not for this board and profile; nothing was left at the name of the output.
+
+    Attributes:
+        what: is to blame: ``image``, ``agent``, ``models``, ``room``, ``board``, ``fit``, ``output`` or the key of a
+            profile.
+        expected: what should have been there.
+        actual: what was there.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        what: str,
+        expected: str | None = None,
+        actual: str | None = None,
+        hint: str | None = None,
+    ) -> None:
+        super().__init__(message, hint=hint)
+        self.what = what
+        self.expected = expected
+        self.actual = actual
+
+
+class BootSettingsError(FlashError):
+    """A setting of a profile cannot be carried out on an image.
+
+    Attributes:
+        key: of the profile.
+    """
+
+    def __init__(self, message: str, *, key: str, hint: str | None = None) -> None:
+        super().__init__(message, hint=hint)
+        self.key = key
+
+
+class FitError(FlashError):
+    """A profile does not fit a board, an image or its models.
+
+    Attributes:
+        board, profile: their names.
+    """
+
+    def __init__(self, message: str, *, board: str, profile: str, hint: str | None = None) -> None:
+        super().__init__(message, hint=hint)
+        self.board = board
+        self.profile = profile
+
+
+class InstallHereError(FlashError):
+    """edgeslm cannot be put on this machine, or taken away from it."""
+
+
+class WrongMachineError(InstallHereError):
+    """What would be installed is for another machine, or nobody here may install it."""
+
+    exit_code = 2
+
+
+class DamagedInstallError(InstallHereError):
+    """What would be installed is not what it was when it was made."""
+
+    exit_code = 4

@@ -175,7 +175,9 @@ def _system_gauges(system: SystemMetrics) -> Iterator[_Gauge]:
         ],
     )
     yield _one(
-        "edgeslm_spool_waiting", "Reports and events that the broker has not confirmed yet.", system.spool_waiting
+        "edgeslm_spool_waiting",
+        "Reports and events that the broker has not confirmed yet.",
+        system.spool_waiting,
     )
     yield _one(
         "edgeslm_spool_dropped",

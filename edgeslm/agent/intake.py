@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from edgeslm import codec, topics
-from edgeslm.agent.job import ReplyAddress
-from edgeslm.errors import BadRequestError, CodecError, EdgeslmError, TooLargeError, TopicError
+from edgeslm.agent.job import ReplyAddress, ReplyForm
+from edgeslm.errors import BadRequestError, BodySizeError, CodecError, EdgeslmError, TooLargeError, TopicError
 from edgeslm.schema.message import CancelRequest, ErrorBody, PromptRequest, Result
 
 UNIDENTIFIED = "unidentified"
@@ -112,11 +112,10 @@ def _read_text(message: Received, fleet: str, device: str, max_body_bytes: int) 
         reply = ReplyAddress(_response_topic(message) or topic, message.correlation, "text")
     except BadRequestError as error:
         return Refused(UNIDENTIFIED, ReplyAddress(topic), error)
-    size = len(message.payload)
-    if size > max_body_bytes:
-        return Refused(UNIDENTIFIED, reply, _too_large(size, max_body_bytes))
     try:
-        text = codec.decode_text(message.payload)
+        text = codec.decode_text(codec.plain(message.payload, max_bytes=max_body_bytes))
+    except BodySizeError as error:
+        return Refused(UNIDENTIFIED, reply, _too_large(error, len(message.payload), max_body_bytes))
     except CodecError as error:
         return Refused(UNIDENTIFIED, reply, BadRequestError(str(error)))
     return Prompt(PromptRequest(id=f"text-{uuid.uuid4()}", prompt=text), reply)
@@ -125,24 +124,25 @@ def _read_text(message: Received, fleet: str, device: str, max_body_bytes: int) 
 def _read_prompt(
     message: Received, fleet: str, device: str, pool_model: str | None, max_body_bytes: int
 ) -> Decision:
-    size = len(message.payload)
     request: PromptRequest | None = None
     fault: EdgeslmError | None = None
-    if size > max_body_bytes:
-        request_id, fault = UNIDENTIFIED, _too_large(size, max_body_bytes)
-    else:
-        try:
-            request = codec.decode(PromptRequest, message.payload)
-            request_id = request.id
-        except CodecError as error:
-            request_id, fault = _find_id(message.payload), BadRequestError(str(error))
-    reply = ReplyAddress(topics.id_topic(fleet, device, "result", request_id), message.correlation)
+    body = b""
+    try:
+        body = codec.plain(message.payload, max_bytes=max_body_bytes)
+        request = codec.decode(PromptRequest, body)
+        request_id = request.id
+    except BodySizeError as error:
+        request_id, fault = UNIDENTIFIED, _too_large(error, len(message.payload), max_body_bytes)
+    except CodecError as error:
+        request_id, fault = _find_id(body), BadRequestError(str(error))
+    form: ReplyForm = "gzip" if request is not None and "gzip" in request.accept_encoding else "json"
+    reply = ReplyAddress(topics.id_topic(fleet, device, "result", request_id), message.correlation, form)
     try:
         topic = _response_topic(message)
     except BadRequestError as error:
         return Refused(request_id, reply, error)
     if topic is not None:
-        reply = ReplyAddress(topic, message.correlation)
+        reply = ReplyAddress(topic, message.correlation, form)
     if fault is not None or request is None:
         return Refused(request_id, reply, fault or BadRequestError("unreadable"))
     if pool_model is not None:
@@ -161,10 +161,8 @@ def _response_topic(message: Received) -> str | None:
     return message.response_topic
 
 
-def _too_large(size: int, limit: int) -> TooLargeError:
-    return TooLargeError(
-        f"body of {size} bytes, at most {limit} are taken", actual=size, limit=limit, unit="bytes"
-    )
+def _too_large(error: BodySizeError, size: int, limit: int) -> TooLargeError:
+    return TooLargeError(error.message, actual=size, limit=limit, unit="bytes")
 
 
 def _find_id(payload: bytes) -> str:
@@ -197,4 +195,5 @@ def render(result: Result, form: str) -> bytes:
     """The body of a reply: the whole result, or for plain-text askers the answer (errors stay JSON)."""
     if form == "text" and result.text is not None:
         return result.text.encode()
-    return codec.encode(result)
+    body = codec.encode(result)
+    return codec.compress(body) if form == "gzip" else body

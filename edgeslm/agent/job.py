@@ -10,7 +10,7 @@ from typing import Literal
 from edgeslm.power.steward import Plan
 from edgeslm.schema.message import PromptRequest, Result
 
-ReplyForm = Literal["json", "text"]
+ReplyForm = Literal["json", "text", "gzip"]
 
 
 @dataclass(frozen=True)
@@ -20,7 +20,7 @@ class ReplyAddress:
     Attributes:
         topic: the Response Topic, or the device's own result topic.
         correlation: Correlation Data to repeat.
-        form: the whole result as JSON, or just its text.
+        form: the whole result as JSON, that compressed by gzip, or just its text.
     """
 
     topic: str

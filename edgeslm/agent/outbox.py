@@ -44,6 +44,8 @@ def _journalled_parcel(reply: PendingReply) -> _Parcel:
     body = reply.result
     if reply.address.form == "text":
         body = render(codec.decode(Result, body), "text")
+    elif reply.address.form == "gzip":
+        body = codec.compress(body)
     return _parcel(reply.address, body, reply.number)
 
 

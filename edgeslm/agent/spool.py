@@ -25,6 +25,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
+from edgeslm import codec
 from edgeslm.agent.ports import Link, Message
 from edgeslm.agent.spool_store import Item, SpoolStore
 from edgeslm.agent.stamps import restamp
@@ -97,6 +98,7 @@ class Spool:
         boot: str,
         *,
         limits: SpoolLimits | None = None,
+        compresses: bool = False,
         clock: Callable[[], float] = time.monotonic,
         wall_clock: Callable[[], float] = time.time,
         since_boot: Callable[[], float] = _since_boot_s,
@@ -108,6 +110,7 @@ class Spool:
             link: what publishes.
             path: of the file.
             boot: the kernel's id of this boot.
+            compresses: let messages leave compressed, where that makes them shorter.
             clock: monotonic seconds.
             wall_clock: Unix time.
             since_boot: seconds since the board booted.
@@ -115,6 +118,7 @@ class Spool:
         """
         self._link, self._path, self._boot = link, path, boot
         self._limits = limits or SpoolLimits()
+        self._pack = codec.compress if compresses else bytes
         self._clock, self._wall_clock, self._since_boot, self._chance = clock, wall_clock, since_boot, chance
         self._lock = threading.RLock()
         self._store: SpoolStore | None = None
@@ -241,7 +245,7 @@ class Spool:
                 return
             item = queue[0]
             try:
-                token = self._link.publish(Message(item.topic, self._stamped(item).payload))
+                token = self._link.publish(Message(item.topic, self._pack(self._stamped(item).payload)))
             except LinkError as error:
                 log.warning("%s is dropped: %s", item.topic, error)
                 queue.popleft()

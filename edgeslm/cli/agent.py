@@ -6,8 +6,9 @@ import os
 import signal
 import sys
 import threading
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 from click.core import ParameterSource
@@ -22,6 +23,12 @@ from edgeslm.cli.output import (
     reporting_errors,
     stopped_by_signals,
 )
+
+if TYPE_CHECKING:
+    from edgeslm.agent.joining import Joining
+    from edgeslm.agent.notify import Heartbeat
+    from edgeslm.agent.service import Agent
+    from edgeslm.cli.output import StopEvent
 
 _SWITCH_INTERVAL_S = 0.0001
 
@@ -65,16 +72,27 @@ def _settings_options(command: Any) -> Any:
 
 @agent.command()
 @_settings_options
+@click.option(
+    "--claim",
+    "claim_file",
+    envvar="EDGESLM_CLAIM",
+    show_envvar=True,
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="Claim to join a fleet with, on a device of none; default: the service's credential claim.json.",
+)
 @reporting_errors
-def run(path: Path | None, **overrides: Any) -> None:
+def run(path: Path | None, claim_file: Path | None, **overrides: Any) -> None:
     """Connect to the broker and answer prompts until SIGTERM or Ctrl-C.
 
     A setting comes from its flag, else its environment variable, else the file, else its default.
     """
     from edgeslm.agent.memory import release_startup_pages, share_one_heap  # noqa: PLC0415
+    from edgeslm.agent.notify import Heartbeat, Notifier, settle_files  # noqa: PLC0415
     from edgeslm.agent.recent_log import RecentLog  # noqa: PLC0415
     from edgeslm.cli.wiring_config import start_settings  # noqa: PLC0415
 
+    heartbeat = Heartbeat(Notifier.from_environment(os.environ, os.getpid())).start()
+    heartbeat.tell("starting")
     recent_log = RecentLog()
     recent_log.install()
     share_one_heap()
@@ -88,15 +106,27 @@ def run(path: Path | None, **overrides: Any) -> None:
             anew.set()
             stop.set()
 
-        settings = start_settings(path, overrides, restart=end_to_begin_anew, replace=_begin_anew)
+        joining, given = _join(heartbeat, claim_file, path, overrides, stop, end_to_begin_anew)
+        if stop.is_set():
+            _end(heartbeat, joining, anew=anew, by_signal=stop.by_signal)
+            return
+        settings = start_settings(path, given, restart=end_to_begin_anew, replace=_begin_anew)
         config, trial = settings.config, settings.trial
         config_dir = (path or Path()).resolve().parent
         if trial is not None:
             trial.start()
         try:
             running = wiring.build_agent(
-                config, config_dir, end_to_begin_anew, recent_log, settings, on_hang=_begin_anew
+                config,
+                config_dir,
+                end_to_begin_anew,
+                recent_log,
+                settings,
+                on_hang=_begin_anew,
+                before_first_contact=settle_files if heartbeat.notifier.is_heard else None,
             )
+            if heartbeat.notifier.is_heard:
+                settle_files()
             running.start()
         except Exception as error:
             if trial is not None and trial.failed(str(error)):
@@ -108,6 +138,8 @@ def run(path: Path | None, **overrides: Any) -> None:
             f"edgeslm {info.agent} on {info.board}: {config.fleet}/{config.device} serves {served}", err=True
         )
         click.echo(f"runtime {info.runtime}, broker {config.broker.host}:{config.broker.port}", err=True)
+        where = f"{config.broker.host}:{config.broker.port}"
+        heartbeat.prove(_ailment(running, joining), lambda: _status(running, joining, served, where))
         while not stop.wait(0.2) and not running.wait_connected(0):
             pass
         if not stop.is_set():
@@ -117,7 +149,60 @@ def run(path: Path | None, **overrides: Any) -> None:
         running.stop()
         if trial is not None:
             trial.stop()
-    if anew.is_set() and not stop.by_signal:
+    _end(heartbeat, joining, anew=anew, by_signal=stop.by_signal)
+
+
+def _join(
+    heartbeat: Heartbeat,
+    claim_file: Path | None,
+    path: Path | None,
+    overrides: Mapping[str, Any],
+    stop: StopEvent,
+    on_joined: Callable[[], None],
+) -> tuple[Joining | None, Mapping[str, Any]]:
+    """Join a fleet, on a device with a claim and no fleet yet, and return when it goes on otherwise.
+
+    Returns:
+        What goes on joining beside a device that has duties meanwhile, and the settings that it runs with; `stop` is
+        set where it has joined, or is to end.
+    """
+    from edgeslm.cli.wiring_joining import HEAD_START_S, find_claim, find_stranger  # noqa: PLC0415
+
+    claim = find_claim(claim_file, os.environ)
+    stranger = find_stranger(claim, path, overrides, on_joined=on_joined, on_state=heartbeat.tell)
+    if stranger is None:
+        return None, overrides
+    from edgeslm.agent.notify import settle_files  # noqa: PLC0415
+
+    if heartbeat.notifier.is_heard:
+        settle_files()
+    joining = stranger.joining
+    joining.start()
+    # The service is there, though it may wait for its network for days.
+    heartbeat.prove(joining.ailment, lambda: joining.state)
+    click.echo("joining its fleet", err=True)
+    stop.wait(HEAD_START_S if stranger.has_duties else None)
+    return joining, stranger.overrides
+
+
+def _ailment(running: Agent, joining: Joining | None) -> Callable[[], str | None]:
+    return lambda: running.ailment() or (None if joining is None else joining.ailment())
+
+
+def _status(running: Agent, joining: Joining | None, served: str, broker: str) -> str:
+    if joining is not None:
+        return f"serves {served} as a stranger; {joining.state}"
+    is_online = running.wait_connected(0)
+    return f"serves {served}, {'online at' if is_online else 'waits for the broker'} {broker}"
+
+
+def _end(heartbeat: Heartbeat, joining: Joining | None, *, anew: threading.Event, by_signal: bool) -> None:
+    """Leave, or begin anew."""
+    begins_anew = anew.is_set() and not by_signal
+    heartbeat.stop(ends=not begins_anew)
+    if joining is not None:
+        joining.stop()
+    if begins_anew:
         _begin_anew()
 
 

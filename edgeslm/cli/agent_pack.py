@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+import edgeslm
 from edgeslm.cli.output import json_option, print_json, printable, reporting_errors
 from edgeslm.errors import AgentArchiveError, UsageError
 
@@ -20,7 +19,6 @@ if TYPE_CHECKING:
 
 _FILE = click.Path(path_type=Path, dir_okay=False, exists=True)
 _DIRECTORY = click.Path(path_type=Path, file_okay=False, exists=True)
-_OLDEST_GLIBC = 17
 DEFAULT_ROOT = "/opt/edgeslm"
 
 root_option = click.option(
@@ -61,6 +59,7 @@ def pack(
     SOURCE is a wheel of edgeslm, a directory of its source, or what pip understands; without it the version of this
     installation is asked for. With --wheels nothing is fetched or built.
     """
+    from edgeslm.flash.payload.gathering import Target, gather  # noqa: PLC0415
     from edgeslm.wheelhouse import write_archive  # noqa: PLC0415
 
     _check_target(source, wheels, python, machine, glibc)
@@ -70,8 +69,15 @@ def pack(
             raise UsageError(f"{wheels} holds no wheels")
         made = write_archive(files, out, agent=minimum)
     else:
+        target = None
+        if machine is not None and glibc is not None:
+            version = python or f"{sys.version_info.major}.{sys.version_info.minor}"
+            target = Target(version, machine, glibc)
+        wanted = source or f"edgeslm=={edgeslm.__version__}"
         with tempfile.TemporaryDirectory(prefix="edgeslm-pack-") as directory:
-            gathered = _gather(source, Path(directory), python, machine, glibc)
+            gathered = gather(
+                wanted, Path(directory), target, lambda line: click.echo(printable(line), err=True)
+            )
             made = write_archive(gathered, out, agent=minimum)
     if as_json:
         print_json(_record(out, made))
@@ -92,60 +98,6 @@ def _check_target(
         raise UsageError("--python needs --machine and --glibc as well")
     if glibc is not None and not (glibc.startswith("2.") and glibc[2:].isdigit()):
         raise UsageError(f"'{glibc[:40]}' is no version of glibc", hint="Such as 2.36")
-
-
-def _gather(
-    source: str | None, directory: Path, python: str | None, machine: str | None, glibc: str | None
-) -> list[Path]:
-    """Let pip bring all wheels together.
-
-    Raises:
-        AgentArchiveError: it cannot.
-    """
-    import edgeslm  # noqa: PLC0415
-
-    wanted = source or f"edgeslm=={edgeslm.__version__}"
-    if machine is None or glibc is None:
-        _pip(["wheel", "--wheel-dir", str(directory), wanted])
-        return sorted(directory.glob("*.whl"))
-    if Path(wanted).is_dir():
-        own = directory / "own"
-        _pip(["wheel", "--no-deps", "--wheel-dir", str(own), wanted])
-        wanted = str(next(own.glob("*.whl")))
-    version = python or f"{sys.version_info.major}.{sys.version_info.minor}"
-    all_of_it = directory / "all"
-    _pip(["download", "--dest", str(all_of_it), *_target(version, machine, int(glibc[2:])), wanted])
-    return sorted(all_of_it.glob("*.whl"))
-
-
-def _target(python: str, machine: str, glibc: int) -> list[str]:
-    """Flags of ``pip download`` for boards of another kind than this machine."""
-    short = python.replace(".", "")
-    platforms = [f"manylinux_2_{minor}_{machine}" for minor in range(glibc, _OLDEST_GLIBC - 1, -1)]
-    platforms += [f"manylinux2014_{machine}", f"linux_{machine}"]
-    flags = ["--only-binary=:all:", "--python-version", python, "--implementation", "cp"]
-    flags += [word for abi in (f"cp{short}", "abi3", "none") for word in ("--abi", abi)]
-    return [*flags, *(word for platform in platforms for word in ("--platform", platform))]
-
-
-def _pip(arguments: Sequence[str]) -> None:
-    """Run pip; what it says goes to stderr.
-
-    Raises:
-        AgentArchiveError: it failed.
-    """
-    command = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--no-input", *arguments]
-    with subprocess.Popen(
-        command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    ) as pip:
-        for line in pip.stdout or ():
-            click.echo(printable(line.rstrip()), err=True)
-    if pip.returncode:
-        raise AgentArchiveError(
-            f"pip {arguments[0]} failed for {arguments[-1]}",
-            path=arguments[-1],
-            hint="See above; wheels that were gathered otherwise are packed with --wheels DIR",
-        )
 
 
 def _record(out: Path, made: Wheelhouse) -> dict[str, Any]:
@@ -189,8 +141,9 @@ def adopt(archive: Path, root: Path, yes: bool, dry_run: bool, as_json: bool) ->
     installation, or to renew its launcher, which no update replaces.
     """
     from edgeslm.agent.environments import Host, misfit  # noqa: PLC0415
-    from edgeslm.agent.installation import Installation, version_name  # noqa: PLC0415
+    from edgeslm.agent.installation import Installation  # noqa: PLC0415
     from edgeslm.cli.fleet_common import confirm  # noqa: PLC0415
+    from edgeslm.schema.agent_release import version_name  # noqa: PLC0415
     from edgeslm.wheelhouse import check_archive  # noqa: PLC0415
 
     found = check_archive(archive)

@@ -178,7 +178,7 @@ def check_meters() -> Finding:
     if names:
         return Finding("meters", "ok", names, "What each says: edgeslm power meters")
     detail = f"none; estimated from the table of board '{board.name}' ({board.power.idle_w:g} W idle)"
-    is_known = board.name not in {"host", "generic-arm64"}
+    is_known = board.family not in {"generic", "virtual"}
     return Finding(
         "meters", "ok" if is_known else "warning", detail, "Meters for your board: docs/power-meters.md"
     )

@@ -6,7 +6,13 @@ import click
 
 from edgeslm.cli.output import CommandGroup
 
-_COMMANDS: dict[str, tuple[str, str]] = {}
+_COMMANDS: dict[str, tuple[str, str]] = {
+    "archive": (
+        "edgeslm.cli.flash_archive:archive",
+        "Make one file that installs the agent on a board that runs.",
+    ),
+    "base-image": ("edgeslm.cli.flash_base:base_image", "Make an image of Debian from its packages."),
+}
 
 
 @click.group(cls=CommandGroup, lazy=_COMMANDS)

@@ -14,6 +14,7 @@ os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")
 
 _COMMANDS = {
     "agent": ("edgeslm.cli.agent:agent", "Run the device agent."),
+    "board": ("edgeslm.cli.board:board", "Types of boards: what is known of each, and which one this is."),
     "broker": ("edgeslm.cli.broker:broker", "Set up the MQTT broker."),
     "completion": ("edgeslm.cli.completion:completion", "Let the shell complete words and names."),
     "contract": ("edgeslm.cli.contract:contract", "Write down what devices hear and say."),
@@ -22,14 +23,20 @@ _COMMANDS = {
     "doctor": ("edgeslm.cli.doctor:doctor", "Check what this machine can do, and say what is missing."),
     "flash": ("edgeslm.cli.flash:flash", "Make boards ready: prepare images, write cards."),
     "fleet": ("edgeslm.cli.fleet:fleet", "Run a fleet: who belongs to it, and what each device may do."),
+    "install": ("edgeslm.cli.install:install", "Run the agent as a service of this machine."),
     "model": ("edgeslm.cli.model:model", "Inspect, verify, pack and run model packages."),
     "pool": ("edgeslm.cli.pool:pool", "Share prompts among the devices that serve a model."),
     "power": ("edgeslm.cli.power:power", "Measure, explain and report what the board draws."),
+    "profile": (
+        "edgeslm.cli.profile:profile",
+        "Show what boards can be set up to do, and whether it fits one.",
+    ),
     "prompt": ("edgeslm.cli.prompt:prompt", "Send a prompt to a device or a pool over MQTT."),
     "record": ("edgeslm.cli.record:record", "Record MQTT messages with their times, to replay them."),
     "rules": ("edgeslm.cli.rules:rules", "Check, try, watch and replay rules: readings in, actions out."),
     "sparkplug": ("edgeslm.cli.sparkplug:sparkplug", "Show devices to hosts that speak Sparkplug B."),
     "sim": ("edgeslm.cli.sim:sim", "Simulate boards: power, heat, battery, and meters that fail."),
+    "uninstall": ("edgeslm.cli.install:uninstall", "Take the agent away from this machine."),
 }
 
 

@@ -14,6 +14,7 @@ from edgeslm.sim.board_driver import ProcessLoad, SimBoard
 from edgeslm.sim.board_scenario import load_scenario, shipped_scenarios, time_of_day
 
 _COMMANDS = {
+    "boot": ("edgeslm.cli.sim_boot:boot", "Boot an image in QEMU, in the place of a board."),
     "fleet": ("edgeslm.cli.sim_fleet:fleet", "Run simulated devices at a fleet's broker."),
     "fleets": ("edgeslm.cli.sim_fleet:fleets", "List the simulated fleets that ship."),
 }

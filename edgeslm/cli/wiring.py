@@ -210,6 +210,7 @@ def build_agent(
     recent_log: RecentLog | None = None,
     settings: Settings | None = None,
     on_hang: Callable[[], None] | None = None,
+    before_first_contact: Callable[[], None] | None = None,
 ) -> Agent:
     """An agent over MQTT, its models loaded and proved.
 
@@ -220,6 +221,7 @@ def build_agent(
         recent_log: the latest lines of the log, for diagnostics.
         settings: how `config` came about; without them nothing can be set from afar.
         on_hang: replaces this process when a release on probation hangs; ``None`` watches nothing.
+        before_first_contact: called once, when the broker is there and before it is told anything.
 
     Raises:
         EdgeslmError: whatever keeps it from running, each with its own class.
@@ -290,6 +292,8 @@ def build_agent(
             operations=build_operations(parts, on_restart),
             rules=_build_rules(config, config_dir, power, has_file=bool(settings and settings.path)),
             home=build_home(parts, config_dir, board, listeners),
+            link_beats=lambda: link.beats,
+            before_first_contact=before_first_contact,
         )
         parts.agent = agent
         if updates is not None:
@@ -443,7 +447,12 @@ def build_power(
     telemetry = Telemetry(
         config.fleet,
         config.device,
-        Spool(link, config.state_dir / SPOOL_NAME, boot_id() or uuid.uuid4().hex),
+        Spool(
+            link,
+            config.state_dir / SPOOL_NAME,
+            boot_id() or uuid.uuid4().hex,
+            compresses=config.metrics.encoding == "gzip",
+        ),
         monitor,
         interval_s=config.metrics.interval_s,
         state_dir=config.state_dir,

@@ -91,10 +91,19 @@ class Node:
     target: str = ""
 
 
+class Looking(Protocol):
+    """What can say what is at a path."""
+
+    def stat(self, path: str) -> Node | None:
+        """See :meth:`Tree.stat`."""
+        ...
+
+
 class Tree(Protocol):
     """Files of an image or a machine.
 
-    Every method raises :class:`~edgeslm.errors.TreeError` where the tree cannot be read or written, and no other error.
+    Every method raises :class:`~edgeslm.errors.TreeError` where the tree cannot be read or written, and no other error
+    but :class:`~edgeslm.errors.ToolMissingError` where a program that it writes with is not installed.
     """
 
     def stat(self, path: str) -> Node | None:
@@ -113,7 +122,11 @@ class Tree(Protocol):
         """Put `entries` there, in their order, in place of what is there, and read each of them back.
 
         Missing directories above them are made (mode 755, root). Links in the path of an entry are followed but for its
-        last part. A directory that is there keeps what it holds; a directory in the place of a file is an error.
+        last part. A directory that is there keeps what it holds; a directory in the place of a file, or the other way
+        round, is an error. A file system without links, modes and owners refuses links and ignores the others.
+
+        Raises:
+            TreeFullError: they do not fit; nothing was written.
         """
         ...
 
@@ -131,7 +144,7 @@ def is_plain(path: str) -> bool:
     return path.startswith("/") and posixpath.normpath(path) == path and "\0" not in path and "\n" not in path
 
 
-def resolve(tree: Tree, path: str, *, last: bool = True) -> str:
+def resolve(tree: Looking, path: str, *, last: bool = True) -> str:
     """Where `path` leads, links followed within the tree; parts that are not there stay as they are.
 
     Args:

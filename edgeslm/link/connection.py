@@ -305,7 +305,9 @@ class Connection:
         if sock is None:
             return
         held_s = self.held_until_s - time.monotonic()
-        interest = (select.POLLIN if held_s <= 0 else 0) | (select.POLLOUT if self._client.want_write() else 0)
+        interest = (select.POLLIN if held_s <= 0 else 0) | (
+            select.POLLOUT if self._client.want_write() else 0
+        )
         self._poller.register(sock, interest)
         # TLS may hold decrypted bytes back that no poll announces.
         has_buffered = held_s <= 0 and isinstance(sock, ssl.SSLSocket) and sock.pending() > 0

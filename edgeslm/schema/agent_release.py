@@ -27,6 +27,9 @@ AGENT_FLOOR_FIELD = "x-edgeslm-agent-floor"
 """Signed field of the top-level targets: lowest version of the agent that is still safe."""
 
 DISTRIBUTION = "edgeslm"
+AGENT_MARKER = "agent.json"
+"""Name of the file in an installed version that is written last (:class:`InstalledAgent`)."""
+SHORT_SHA = 8
 ANY_MACHINE = "any"
 _PYTHON_MINORS = range(11, 20)
 """Of Python 3, as far as anybody may name them; which ones edgeslm runs on is said by its own wheel."""
@@ -173,6 +176,11 @@ class InstalledAgent(FileModel):
     sha256: Sha256
 
 
+def version_name(version: str, sha256: str) -> str:
+    """The name of the directory that a version is installed in."""
+    return f"{version}-{sha256[:SHORT_SHA]}"
+
+
 def agent_target_path(version: str, sha256: str) -> str:
     """The TUF target path of a release of the agent."""
     return f"agents/{version}/{sha256}.tar"
@@ -181,6 +189,40 @@ def agent_target_path(version: str, sha256: str) -> str:
 def is_agent_path(path: str) -> bool:
     """Whether a TUF target path is that of a release of the agent."""
     return path.startswith("agents/")
+
+
+def system_misfit(
+    requires: AgentRequirements,
+    *,
+    python: str,
+    machine: str,
+    glibc: str | None,
+    words: tuple[str, str] = ("this is", "this system has"),
+) -> str | None:
+    """Why an archive cannot run on a system; ``None`` if it can.
+
+    Args:
+        requires: of the archive.
+        python: version of Python there, such as ``3.11``.
+        machine: as ``uname -m`` calls it there.
+        glibc: version of the C library there; ``None`` where it is another one.
+        words: how the answer speaks of the system.
+    """
+    is_, has = words
+    if python not in requires.pythons:
+        return f"it is for Python {', '.join(requires.pythons)}, and {is_} {python}"
+    if requires.machine not in {ANY_MACHINE, machine}:
+        return f"it is for {requires.machine}, and {is_} {machine}"
+    if requires.glibc is not None:
+        if glibc is None:
+            return f"it needs glibc {requires.glibc}, and {has} another C library"
+        if _numbers(glibc) < _numbers(requires.glibc):
+            return f"it needs glibc {requires.glibc}, and {has} {glibc}"
+    return None
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in version.split(".") if part.isdigit())
 
 
 # --- what the names of wheels say ---------------------------------------------------------------------------

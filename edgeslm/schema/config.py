@@ -74,11 +74,13 @@ class MetricsConfig(FileModel):
 
     Attributes:
         interval_s: seconds between reports over MQTT.
+        encoding: ``gzip`` compresses reports and events; every reader of edgeslm takes them, Home Assistant does not.
         prometheus_port: port on which Prometheus may ask for the same figures; ``None`` opens none.
         prometheus_host: address of that port; the default can only be reached from the device itself.
     """
 
     interval_s: Annotated[float, Field(ge=1, le=86_400)] = 60.0
+    encoding: Literal["identity", "gzip"] = "identity"
     prometheus_port: Annotated[int, Field(ge=1, le=65535)] | None = None
     prometheus_host: Annotated[str, StringConstraints(min_length=1, max_length=255)] = "127.0.0.1"
 
@@ -158,6 +160,12 @@ class AgentConfig(FileModel):
     updates: UpdatesConfig = UpdatesConfig()
     homeassistant: HomeAssistantConfig = HomeAssistantConfig()
     rules: Annotated[tuple[Path, ...], Field(max_length=32)] = ()
+
+    @model_validator(mode="after")
+    def _readable_at_home(self) -> Self:
+        if self.homeassistant.enabled and self.metrics.encoding != "identity":
+            raise ValueError("metrics.encoding: Home Assistant cannot read compressed reports; leave it out")
+        return self
 
     @field_validator("models")
     @classmethod

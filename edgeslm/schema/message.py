@@ -62,6 +62,10 @@ class PromptRequest(WireModel):
     """One prompt.
 
     Options stand beside the prompt or under ``options``; both forms are the same message.
+
+    Attributes:
+        accept_encoding: how the answer may be encoded; ``gzip`` is known, others are passed over. An answer that
+            would not become shorter comes as it is.
     """
 
     v: Literal[1] = 1
@@ -70,6 +74,9 @@ class PromptRequest(WireModel):
     model: Identifier | None = None
     prompt: Annotated[str, StringConstraints(min_length=1, max_length=MAX_PROMPT_CHARS)]
     options: Options = Options()
+    accept_encoding: Annotated[
+        tuple[Annotated[str, StringConstraints(max_length=32)], ...], Field(max_length=8, strict=False)
+    ] = ()
 
     @model_validator(mode="before")
     @classmethod

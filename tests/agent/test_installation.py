@@ -13,8 +13,9 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 from benchmarks.agent_update_rig import CRASHES, SERVES, bare_run, make_archive, make_layout, make_wheel
 from edgeslm.agent import launcher
 from edgeslm.agent.environments import Run
-from edgeslm.agent.installation import Installation, find_installation, restart_command, version_name
+from edgeslm.agent.installation import Installation, find_installation, restart_command
 from edgeslm.errors import AgentArchiveError, InstallationCancelledError, InstallationError
+from edgeslm.schema.agent_release import version_name
 from edgeslm.wheelhouse import write_archive
 
 

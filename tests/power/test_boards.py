@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import yaml
 
-from edgeslm.errors import ConfigError
+from edgeslm.errors import ConfigError, YamlFileError
 from edgeslm.power.boards import choose_board, detect_board, load_boards
 from edgeslm.schema.board import Board
 
@@ -108,6 +108,34 @@ def test_an_unknown_key_is_an_error_that_names_the_file_and_the_key(tmp_path: Pa
     assert "colour" in str(_refused(tmp_path, path))
 
 
+def test_a_fault_is_told_with_line_key_what_is_expected_and_the_nearest_name(tmp_path: Path) -> None:
+    path = tmp_path / "pi-4b.yaml"
+    text = dict(SHIPPED)["pi-4b.yaml"].replace("  idle_w:", "  idel_w:")
+    path.write_text(text)
+    error = _refused(tmp_path, path)
+    assert isinstance(error, YamlFileError)
+    line = next(number for number, row in enumerate(text.splitlines(), 1) if "idel_w" in row)
+    assert (error.line, error.key, error.nearest) == (line, "power.idel_w", "idle_w")
+    assert f"line {line}, power.idel_w: unknown key; expected: core_load_w, " in str(error)
+    assert "Did you mean 'idle_w'?" in str(error)
+
+
+def test_files_that_cannot_be_read_are_errors_that_name_them(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="absent: No such file"):
+        load_boards(tmp_path / "absent")
+    path = tmp_path / "big.yaml"
+    path.write_text("#" * 70_000)
+    assert "more than 65536 bytes" in str(_refused(tmp_path, path))
+    path.unlink()
+    path.mkdir()
+    _refused(tmp_path, path)
+    path.rmdir()
+    for number in range(257):
+        (tmp_path / f"{number}.yaml").touch()
+    with pytest.raises(ConfigError, match="at most 256"):
+        load_boards(tmp_path)
+
+
 @pytest.mark.parametrize(
     "changes",
     [{"threads": 0}, {"power": {"idle_w": -1, "core_load_w": 1, "source": "guesswork"}}, {"sources": []}],
@@ -129,6 +157,7 @@ def test_an_unknown_name_is_an_error_that_lists_the_known_ones() -> None:
         choose_board("pi-9")
     assert caught.value.key == "board"
     assert "pi-9" in str(caught.value)
+    assert "Did you mean 'pi-" in str(caught.value)
     assert "pi-4b" in str(caught.value)
 
 

@@ -17,7 +17,7 @@ from edgeslm.errors import OperationError, StoreError
 from edgeslm.link.port import Message
 from edgeslm.schema.message import MAX_BODY_BYTES
 
-from .conftest import DEVICE, FLEET, Board, KilledError, Scripted
+from .conftest import DEVICE, FLEET, NOW, Board, KilledError, Scripted
 
 
 def raising(error: BaseException) -> Callable[..., Step]:
@@ -481,7 +481,9 @@ class Threaded:
     def __init__(self, directory: Path, work: Scripted) -> None:
         self.events: list[dict[str, Any]] = []
         self.changed = threading.Condition()
-        self.operations = Operations(directory / JOURNAL_NAME, FLEET, DEVICE, self.publish, [work])
+        self.operations = Operations(
+            directory / JOURNAL_NAME, FLEET, DEVICE, self.publish, [work], wall_clock=lambda: NOW
+        )
         self.operations.start()
 
     def publish(self, message: Any) -> int:

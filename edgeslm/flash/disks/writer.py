@@ -1,0 +1,288 @@
+"""Writing an image to a card, so that a card which looks good is good.
+
+What always holds: the first MiB, with the partition table, is emptied before anything else is written, and comes back
+only when all the rest has been read back from the medium and is what the image holds. A card that was pulled out, that
+is worn out, that lies about its size, or whose writing was killed, has no partition table: no board boots it, and no
+computer shows files on it. The last MiB is emptied as well, for the spare GPT of whatever was on the card before.
+
+The order: probe, write all but the head, sync, read back, write the head, sync, read that back.
+
+Left to others: which disk (:mod:`edgeslm.flash.disks.selection`), and asking.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+from edgeslm.errors import CardContentError, DiskError, DiskFullError
+from edgeslm.flash.disks.ahead import DEPTH, ahead
+from edgeslm.flash.disks.journal import WriteJournal
+from edgeslm.flash.disks.layout import HEAD_BYTES, STEP_BYTES, Digester, Layout, Run, steps
+from edgeslm.flash.disks.probe import probe
+from edgeslm.flash.disks.progress import Pace, Progress, Tell
+from edgeslm.flash.disks.source import Piece, RawImage
+from edgeslm.flash.disks.target import Target, aligned
+from edgeslm.flash.disks.transfer import read_all, write_all
+
+_CHECKPOINT_BYTES = 256 * 2**20
+_TAIL_BYTES = 2**20
+
+
+@dataclass(frozen=True)
+class Written:
+    """A card that holds its image.
+
+    Attributes:
+        written_bytes: that were written this time.
+        kept_bytes: that an earlier write had left, and that were compared.
+        verified_bytes: that were read back.
+    """
+
+    image_bytes: int
+    written_bytes: int
+    kept_bytes: int
+    verified_bytes: int
+    write_s: float
+    verify_s: float
+
+
+@dataclass
+class _Body:
+    """What writing all but the head came to."""
+
+    digests: list[bytes]
+    written_bytes: int = 0
+    kept_bytes: int = 0
+
+
+def write_image(
+    image: RawImage,
+    target: Target,
+    *,
+    tell: Tell,
+    journal: WriteJournal | None = None,
+    clock: Callable[[], float] = time.monotonic,
+) -> Written:
+    """Write `image` and read it back.
+
+    Args:
+        tell: is told how far it is.
+        journal: what an earlier write left, and where this one leaves its own.
+
+    Raises:
+        DiskFullError: the image does not fit.
+        FakeCapacityError: the card holds less than it says.
+        CardContentError: it does not hold what was written to it.
+        ImageContentError: the image is not what its map says, or was changed meanwhile.
+        DiskError: the card cannot be read or written, or was taken out.
+    """
+    if target.size_bytes < image.layout.image_bytes:
+        raise DiskFullError(
+            f"{target.device} holds {target.size_bytes} bytes, and {image.path} has {image.layout.image_bytes}",
+            device=target.device,
+            hint="Take a larger card",
+        )
+    began_s = clock()
+    body = _write_body(image, target, tell, journal, clock)
+    image.check_unchanged()
+    tell(Progress("syncing", 0, 0))
+    target.sync()
+    written_s = clock()
+    if journal is not None:
+        journal.reached(image.layout.image_bytes)
+    target.forget()
+    verified = _verify(image.layout, body.digests, target, tell, clock, head=image.head)
+    tell(Progress("sealing", 0, 0))
+    _seal(image, target)
+    if journal is not None:
+        journal.finished()
+    target.reread()
+    return Written(
+        image_bytes=image.layout.image_bytes,
+        written_bytes=body.written_bytes + len(image.head),
+        kept_bytes=body.kept_bytes,
+        verified_bytes=verified,
+        write_s=written_s - began_s,
+        verify_s=clock() - written_s,
+    )
+
+
+def verify_image(
+    image: RawImage, target: Target, *, tell: Tell, clock: Callable[[], float] = time.monotonic
+) -> int:
+    """See whether a card holds `image`, and return how many bytes were compared.
+
+    Raises:
+        CardContentError: it does not.
+        ImageContentError: the image is not what its map says.
+        DiskError: the card cannot be read.
+    """
+    if target.size_bytes < image.layout.image_bytes:
+        raise CardContentError(
+            f"{target.device} holds {target.size_bytes} bytes, less than the image", device=target.device
+        )
+    runs = steps(image.layout, target.align_bytes)
+    digester = Digester(image.layout.units)
+    pace = Pace("verifying", sum(run.end - run.start for run in runs), clock)
+    target.forget()
+    done_bytes, ours = 0, Digester(image.layout.units)
+    with ahead(image.digested(image.pieces(runs), digester)) as pieces:
+        buffer = aligned(STEP_BYTES)
+        for piece in pieces:
+            view = buffer[: piece.run.end - piece.run.start]
+            read_all(target, piece.run.start, view)
+            for index in ours.feed(piece.run.start, view):
+                _compare(image.layout, index, ours.digests, digester.digests, target)
+            done_bytes += len(view)
+            tell(pace.at(done_bytes))
+    return done_bytes
+
+
+# --- pieces ---------------------------------------------------------------------------------------------------
+
+
+def _write_body(
+    image: RawImage,
+    target: Target,
+    tell: Tell,
+    journal: WriteJournal | None,
+    clock: Callable[[], float],
+) -> _Body:
+    """All but the head; as far as an earlier write came, the card is compared instead."""
+    runs = steps(image.layout, target.align_bytes)
+    total_bytes = sum(run.end - run.start for run in runs)
+    digester = Digester(image.layout.units)
+    body = _Body(digester.digests)
+    earlier_bytes = journal.done_bytes if journal is not None else 0
+    _empty(target, _head_of(target))
+    target.sync()
+    if not earlier_bytes:
+        _make_ready(target, tell)
+    target.forget()
+    pace, paced = Pace("comparing" if earlier_bytes else "writing", total_bytes, clock), 0
+    unsynced_bytes = 0
+    buffer = aligned(STEP_BYTES)
+    with ahead(image.digested(image.pieces(runs), digester)) as pieces:
+        for piece in pieces:
+            length = piece.run.end - piece.run.start
+            paced += length
+            if piece.run.end <= HEAD_BYTES:
+                continue
+            if earlier_bytes and piece.run.end <= earlier_bytes and _holds(target, piece, buffer[:length]):
+                body.kept_bytes += length
+                tell(pace.at(paced))
+                continue
+            if earlier_bytes:
+                earlier_bytes = 0
+                if not body.kept_bytes:  # another card, in the same reader
+                    _make_ready(target, tell)
+                pace, paced, total_bytes = Pace("writing", total_bytes - paced + length, clock), length, 0
+            if piece.data is None:
+                target.zero(piece.run.start, length)
+            else:
+                write_all(target, piece.run.start, piece.data)
+            body.written_bytes += length
+            unsynced_bytes += length
+            if journal is not None and unsynced_bytes >= _CHECKPOINT_BYTES:
+                target.sync()
+                journal.reached(piece.run.end)
+                unsynced_bytes = 0
+            tell(pace.at(paced))
+    return body
+
+
+def _make_ready(target: Target, tell: Tell) -> None:
+    tell(Progress("probing", 0, 0))
+    probe(target)
+    tail = max(HEAD_BYTES, (target.size_bytes - _TAIL_BYTES) // target.align_bytes * target.align_bytes)
+    if tail < target.size_bytes:
+        _empty(target, Run(tail, target.size_bytes // target.align_bytes * target.align_bytes))
+    target.sync()
+
+
+def _head_of(target: Target) -> Run:
+    return Run(0, min(HEAD_BYTES, target.size_bytes // target.align_bytes * target.align_bytes))
+
+
+def _empty(target: Target, run: Run) -> None:
+    target.zero(run.start, run.end - run.start)
+
+
+def _holds(target: Target, piece: Piece, buffer: memoryview) -> bool:
+    read_all(target, piece.run.start, buffer)
+    wanted = bytes(len(buffer)) if piece.data is None else piece.data
+    # memoryviews compare element by element; bytes at once.
+    return bytes(buffer) == bytes(wanted)
+
+
+def _verify(
+    layout: Layout,
+    wanted: list[bytes],
+    target: Target,
+    tell: Tell,
+    clock: Callable[[], float],
+    *,
+    head: bytes,
+) -> int:
+    """Read back all but the head, whose place is taken by what will be written there."""
+    runs = steps(layout, target.align_bytes)
+    pace = Pace("verifying", sum(run.end - run.start for run in runs), clock)
+    found = Digester(layout.units)
+    done_bytes = 0
+    padded = head + bytes(-len(head) % target.align_bytes)
+    with ahead(_read_back(target, runs)) as pieces:
+        for run, data in pieces:
+            shown = memoryview(padded)[run.start : run.end] if run.end <= HEAD_BYTES else data
+            for index in found.feed(run.start, shown):
+                _compare(layout, index, found.digests, wanted, target)
+            done_bytes += run.end - run.start
+            tell(pace.at(done_bytes))
+    return done_bytes
+
+
+def _read_back(target: Target, runs: tuple[Run, ...]) -> Iterator[tuple[Run, memoryview]]:
+    buffers = [aligned(STEP_BYTES) for _ in range(DEPTH + 2)]
+    for index, run in enumerate(runs):
+        view = buffers[index % len(buffers)][: run.end - run.start]
+        read_all(target, run.start, view)
+        yield run, view
+
+
+def _compare(layout: Layout, index: int, found: list[bytes], wanted: list[bytes], target: Target) -> None:
+    if found[index] == wanted[index]:
+        return
+    unit = layout.units[index]
+    raise CardContentError(
+        f"{target.device} does not hold the image: bytes {unit.start} to {unit.end} read otherwise",
+        device=target.device,
+        offset=unit.start,
+        hint="Do not use this card: it is worn out, or holds less than it says, or was changed since it was written",
+    )
+
+
+def _seal(image: RawImage, target: Target) -> None:
+    """Write the head and read it back; where that fails the card is left without one."""
+    size = -(-len(image.head) // target.align_bytes) * target.align_bytes
+    buffer = aligned(size)
+    buffer[: len(image.head)] = image.head
+    try:
+        write_all(target, 0, buffer)
+        target.sync()
+        target.forget()
+        found = aligned(size)
+        read_all(target, 0, found)
+        if bytes(found) != bytes(buffer):
+            raise CardContentError(
+                f"{target.device} does not hold the beginning of the image",
+                device=target.device,
+                offset=0,
+                hint="Do not use this card: it is worn out",
+            )
+    except BaseException:
+        with contextlib.suppress(DiskError):
+            _empty(target, _head_of(target))
+            target.sync()
+        raise

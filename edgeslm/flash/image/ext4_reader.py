@@ -1,0 +1,433 @@
+"""An ext2, ext3 or ext4 file system, read from its blocks.
+
+It is what proves that files are in an image: another reader than the program that wrote them, with no process to start,
+so that thousands of files are looked at and hashed in a second.
+
+What always holds: what the file system says is not believed. Whatever lies outside of it, runs in a circle or is larger
+than it can be is an error; nothing is read without a bound.
+
+Left to others: checksums and everything else that a file system can have wrong (e2fsck), and writing
+(:mod:`edgeslm.flash.image.ext4`).
+
+Source: the Linux kernel's "ext4 Data Structures and Algorithms", Documentation/filesystems/ext4.
+"""
+
+from __future__ import annotations
+
+import bisect
+import re
+import stat
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+
+from edgeslm.errors import TreeError
+from edgeslm.flash.image.window import Window
+
+ROOT_INODE = 2
+MAX_DIRECTORY_BYTES = 64 * 2**20
+MAX_LINK_BYTES = 4096
+_PIECE_BYTES = 2**20
+_MAX_DEPTH = 5
+_MAX_NODES = 65536
+_MAGIC = 0xEF53
+_FILETYPE, _RECOVER, _META_BG, _EXTENTS, _64BIT, _MMP, _FLEX_BG = 0x2, 0x4, 0x10, 0x40, 0x80, 0x100, 0x200
+_EA_INODE, _CSUM_SEED, _LARGE_DIR, _INLINE_DATA = 0x400, 0x2000, 0x4000, 0x8000
+_KNOWN = (
+    _FILETYPE | _RECOVER | _META_BG | _EXTENTS | _64BIT | _MMP | _FLEX_BG
+    | _EA_INODE | _CSUM_SEED | _LARGE_DIR | _INLINE_DATA
+)  # fmt: skip
+_SPARSE_SUPER, _ORPHAN_PRESENT = 0x1, 0x10000
+_CLEAN = 0x1
+_GDT_CSUM, _METADATA_CSUM = 0x10, 0x400
+_BLOCKS_UNUSED = 0x2
+_FREE = re.compile(rb"\0+")
+_FLAG_ENCRYPTED, _FLAG_EXTENTS, _FLAG_INLINE = 0x800, 0x80000, 0x10000000
+
+
+@dataclass(frozen=True)
+class Superblock:
+    """What an ext4 file system says of itself.
+
+    Attributes:
+        reserved_blocks: of the free ones, those that only root may take.
+        written_s: Unix time when it was last written.
+        has_checksums: its groups may say that their bitmaps were never written.
+        needs_repair: its journal has to be replayed, or it was not unmounted, or an error was found in it.
+    """
+
+    block_bytes: int
+    blocks: int
+    free_blocks: int
+    reserved_blocks: int
+    inodes: int
+    free_inodes: int
+    first_block: int
+    blocks_per_group: int
+    inodes_per_group: int
+    inode_bytes: int
+    descriptor_bytes: int
+    first_meta_group: int | None
+    sparse_super: bool
+    has_checksums: bool
+    written_s: int
+    needs_repair: bool
+
+
+@dataclass(frozen=True)
+class Inode:
+    """A file, directory or link.
+
+    Attributes:
+        mode: kind and permission bits, as in stat(2).
+        area: what says where its bytes are, or the target of a short link.
+    """
+
+    number: int
+    mode: int
+    uid: int
+    gid: int
+    size_bytes: int
+    links: int
+    modified_s: int
+    flags: int
+    area: bytes
+
+
+def read_superblock(window: Window) -> Superblock:
+    """What the file system in `window` says of itself.
+
+    Raises:
+        TreeError: it is none, or damaged, or uses what is not known here.
+    """
+    data = window.read(1024, 1024) if window.size_bytes >= 2048 else bytes(1024)
+    if struct.unpack_from("<H", data, 56)[0] != _MAGIC:
+        raise _fault(window, "it is no ext4")
+    inodes, blocks, reserved, free, free_inodes, first, log_size = struct.unpack_from("<7I", data, 0)
+    per_group, _, inodes_per_group, _, written = struct.unpack_from("<5I", data, 32)
+    (state,) = struct.unpack_from("<H", data, 58)
+    (revision,) = struct.unpack_from("<I", data, 76)
+    (inode_bytes,) = struct.unpack_from("<H", data, 88) if revision else (128,)
+    _, incompatible, read_only = struct.unpack_from("<3I", data, 92)
+    (orphan,) = struct.unpack_from("<I", data, 232)
+    (descriptor_bytes,) = struct.unpack_from("<H", data, 254)
+    (first_meta,) = struct.unpack_from("<I", data, 260)
+    if incompatible & ~_KNOWN:
+        raise _fault(window, f"it uses features that are not known here (0x{incompatible & ~_KNOWN:x})")
+    if incompatible & _64BIT:
+        high, reserved_high, free_high = struct.unpack_from("<3I", data, 336)
+        blocks, reserved, free = blocks | high << 32, reserved | reserved_high << 32, free | free_high << 32
+    else:
+        descriptor_bytes = 32
+    if (
+        log_size > 6
+        or inode_bytes not in {128, 256, 512, 1024, 2048, 4096}
+        or descriptor_bytes not in {32, 64, 128}
+    ):
+        raise _fault(window, "its sizes are none that it can have")
+    block_bytes = 1024 << log_size
+    if not 0 < blocks <= window.size_bytes // block_bytes:
+        raise _fault(window, f"it has {blocks} blocks of {block_bytes} bytes in {window.size_bytes} bytes")
+    if not 0 < per_group <= 8 * block_bytes or not 0 < inodes_per_group <= 8 * block_bytes or not inodes:
+        raise _fault(window, "its groups have no possible size")
+    return Superblock(
+        block_bytes=block_bytes,
+        blocks=blocks,
+        free_blocks=free,
+        reserved_blocks=reserved,
+        inodes=inodes,
+        free_inodes=free_inodes,
+        first_block=first,
+        blocks_per_group=per_group,
+        inodes_per_group=inodes_per_group,
+        inode_bytes=inode_bytes,
+        descriptor_bytes=descriptor_bytes,
+        first_meta_group=first_meta if incompatible & _META_BG else None,
+        sparse_super=bool(read_only & _SPARSE_SUPER),
+        has_checksums=bool(read_only & (_GDT_CSUM | _METADATA_CSUM)),
+        written_s=written,
+        needs_repair=bool(
+            incompatible & _RECOVER or read_only & _ORPHAN_PRESENT or orphan or state & 3 != _CLEAN
+        ),
+    )
+
+
+def _fault(window: Window, why: str) -> TreeError:
+    return TreeError(
+        f"the file system at byte {window.start_bytes} of {window.path} cannot be read: {why}",
+        path="/",
+        hint="Look at it with e2fsck -fn, or get the image again",
+    )
+
+
+class Ext4Reader:
+    """The files of an ext4 file system as they are on the disk when this is made; make another after a change.
+
+    Attributes:
+        superblock: what it says of itself.
+    """
+
+    def __init__(self, window: Window) -> None:
+        """Read the superblock.
+
+        Raises:
+            TreeError: see :func:`read_superblock`.
+        """
+        self.superblock = read_superblock(window)
+        self._window = window
+        self._block = lru_cache(maxsize=512)(self._read_block)
+        self.inode = lru_cache(maxsize=65536)(self._read_inode)
+        """The inode of a number; :class:`~edgeslm.errors.TreeError` where there is none."""
+        self.entries = lru_cache(maxsize=4096)(self._read_entries)
+        """The names in a directory, ``.`` and ``..`` left out, and their inodes."""
+
+    def find(self, path: str) -> Inode | None:
+        """What is at the absolute `path`, no link followed; ``None`` where there is nothing.
+
+        Raises:
+            TreeError: it cannot be read.
+        """
+        inode = self.inode(ROOT_INODE)
+        for part in path.split("/"):
+            if not part:
+                continue
+            number = self.entries(inode.number).get(part) if stat.S_ISDIR(inode.mode) else None
+            if number is None:
+                return None
+            inode = self.inode(number)
+        return inode
+
+    def target(self, inode: Inode) -> str:
+        """Where a symbolic link leads.
+
+        Raises:
+            TreeError: it cannot be read.
+        """
+        if not 0 < inode.size_bytes <= MAX_LINK_BYTES:
+            raise self._fault(inode.number, "a link of no possible length")
+        if inode.size_bytes < len(inode.area) and not inode.flags & _FLAG_EXTENTS:
+            data = inode.area[: inode.size_bytes]
+        else:
+            data = b"".join(self.pieces(inode))
+        return data.decode("utf-8", errors="surrogateescape")
+
+    def pieces(self, inode: Inode) -> Iterator[bytes]:
+        """The bytes of a file, in pieces of a MiB at most.
+
+        Raises:
+            TreeError: they cannot be read.
+        """
+        if inode.flags & (_FLAG_INLINE | _FLAG_ENCRYPTED):
+            raise self._fault(
+                inode.number, "its bytes are encrypted or lie within the inode, which is not known here"
+            )
+        size = self.superblock.block_bytes
+        at = 0
+        for logical, physical, count in self._runs(inode):
+            start = logical * size
+            if start >= inode.size_bytes:
+                break
+            yield from _zeros(start - at)
+            end = min(start + count * size, inode.size_bytes)
+            for first in range(start, end, _PIECE_BYTES):
+                yield self._window.read(physical * size + first - start, min(_PIECE_BYTES, end - first))
+            at = end
+        yield from _zeros(inode.size_bytes - at)
+
+    def free_ranges(self) -> Iterator[tuple[int, int]]:
+        """The bytes that nothing has taken, as (start, end) in the partition; eight blocks at a time, in order.
+
+        Raises:
+            TreeError: they cannot be read.
+        """
+        fs = self.superblock
+        groups = -(-(fs.blocks - fs.first_block) // fs.blocks_per_group)
+        tables = sorted(self._inode_table(group) for group in range(groups))
+        table_blocks = -(-fs.inodes_per_group * fs.inode_bytes // fs.block_bytes)
+        taken = [(first * fs.block_bytes, (first + table_blocks) * fs.block_bytes) for first in tables]
+        for group in range(groups):
+            first = fs.first_block + group * fs.blocks_per_group
+            count = min(fs.blocks_per_group, fs.blocks - first)
+            for start, end in self._free_in(group, count):
+                yield from _without(
+                    (first + start) * fs.block_bytes, (first + min(end, count)) * fs.block_bytes, taken
+                )
+
+    # --- pieces -------------------------------------------------------------------------------------------------
+
+    def _free_in(self, group: int, count: int) -> Iterator[tuple[int, int]]:
+        """The free blocks of a group, counted from its first; the tables of inodes may be among them."""
+        descriptor = self._descriptor(group)
+        (flags,) = struct.unpack_from("<H", descriptor, 18)
+        if self.superblock.has_checksums and flags & _BLOCKS_UNUSED:
+            yield 0, count
+            return
+        bitmap = self._block(self._place(descriptor, 0, 32))[: -(-count // 8)]
+        for run in _FREE.finditer(bitmap):
+            yield run.start() * 8, run.end() * 8
+
+    def _read_block(self, number: int) -> bytes:
+        if not 0 < number < self.superblock.blocks:
+            raise _fault(self._window, f"block {number} is asked for, and it has {self.superblock.blocks}")
+        return self._window.read(number * self.superblock.block_bytes, self.superblock.block_bytes)
+
+    def _fault(self, number: int, why: str) -> TreeError:
+        return _fault(self._window, f"inode {number}: {why}")
+
+    def _read_inode(self, number: int) -> Inode:
+        fs = self.superblock
+        if not 0 < number <= fs.inodes:
+            raise self._fault(number, "there is none of this number")
+        group, index = divmod(number - 1, fs.inodes_per_group)
+        block, offset = divmod(index * fs.inode_bytes, fs.block_bytes)
+        data = self._block(self._inode_table(group) + block)[offset : offset + fs.inode_bytes]
+        mode, uid, size, _, _, modified, _, gid, links = struct.unpack_from("<HHIIIIIHH", data)
+        (flags,) = struct.unpack_from("<I", data, 32)
+        (size_high,) = struct.unpack_from("<I", data, 108)
+        uid_high, gid_high = struct.unpack_from("<HH", data, 120)
+        # Of a directory the upper half of the size means something else where there are no large ones.
+        if stat.S_ISREG(mode):
+            size |= size_high << 32
+        if not links:
+            raise self._fault(number, "a name leads to it, and it counts none")
+        uid, gid = uid | uid_high << 16, gid | gid_high << 16
+        return Inode(number, mode, uid, gid, size, links, modified, flags, data[40:100])
+
+    def _inode_table(self, group: int) -> int:
+        return self._place(self._descriptor(group), 8, 40)
+
+    def _place(self, descriptor: bytes, low_at: int, high_at: int) -> int:
+        (low,) = struct.unpack_from("<I", descriptor, low_at)
+        (high,) = struct.unpack_from("<I", descriptor, high_at) if len(descriptor) >= 64 else (0,)
+        return int(low) | int(high) << 32
+
+    def _descriptor(self, group: int) -> bytes:
+        fs = self.superblock
+        per_block = fs.block_bytes // fs.descriptor_bytes
+        index, within = divmod(group, per_block)
+        if fs.first_meta_group is None or index < fs.first_meta_group:
+            block = fs.first_block + 1 + index
+        else:
+            first = index * per_block
+            block = fs.first_block + first * fs.blocks_per_group + self._has_superblock(first)
+        return self._block(block)[within * fs.descriptor_bytes : (within + 1) * fs.descriptor_bytes]
+
+    def _has_superblock(self, group: int) -> bool:
+        if group <= 1 or not self.superblock.sparse_super:
+            return True
+        for base in (3, 5, 7):
+            power = base
+            while power < group:
+                power *= base
+            if power == group:
+                return True
+        return False
+
+    def _read_entries(self, number: int) -> dict[str, int]:
+        inode = self.inode(number)
+        if not stat.S_ISDIR(inode.mode):
+            raise self._fault(number, "it is no directory")
+        if inode.size_bytes > MAX_DIRECTORY_BYTES:
+            raise self._fault(number, f"a directory of {inode.size_bytes} bytes")
+        size = self.superblock.block_bytes
+        found: dict[str, int] = {}
+        data = b"".join(self.pieces(inode))
+        for block in range(0, len(data) - size + 1, size):
+            at = block
+            while at < block + size:
+                child, length, name_bytes = struct.unpack_from("<IHB", data, at)
+                length = length or 65536  # a block of 64 KiB does not fit 16 bits
+                if length < 8 + name_bytes or length % 4 or at + length > block + size:
+                    raise self._fault(number, "its names are damaged")
+                name = data[at + 8 : at + 8 + name_bytes]
+                if child and name not in {b".", b".."}:
+                    if not name or b"/" in name or b"\0" in name:
+                        raise self._fault(number, "a name in it is none")
+                    found[name.decode("utf-8", errors="surrogateescape")] = child
+                at += length
+        return found
+
+    # --- where bytes are ----------------------------------------------------------------------------------------
+
+    def _runs(self, inode: Inode) -> Iterator[tuple[int, int, int]]:
+        """Runs of blocks that hold data, as (block of the file, block of the file system, how many), in order."""
+        runs = (
+            self._extents(inode.area, inode, None, []) if inode.flags & _FLAG_EXTENTS else self._mapped(inode)
+        )
+        after = 0
+        for logical, physical, count in runs:
+            if logical < after or physical <= 0 or physical + count > self.superblock.blocks:
+                raise self._fault(inode.number, "its blocks overlap, or lie outside")
+            after = logical + count
+            yield logical, physical, count
+
+    def _extents(
+        self, node: bytes, inode: Inode, depth: int | None, seen: list[int]
+    ) -> Iterator[tuple[int, int, int]]:
+        magic, count, _, found_depth = struct.unpack_from("<HHHH", node)
+        if magic != 0xF30A or found_depth > _MAX_DEPTH or (depth is not None and found_depth != depth):
+            raise self._fault(inode.number, "its extents are damaged")
+        if 12 + 12 * count > len(node):
+            raise self._fault(inode.number, "it has more extents than there is room for")
+        for at in range(12, 12 + 12 * count, 12):
+            if found_depth:
+                _, low, high = struct.unpack_from("<IIH", node, at)
+                seen.append(low | high << 32)
+                if len(seen) > _MAX_NODES:
+                    raise self._fault(inode.number, f"its extents take more than {_MAX_NODES} blocks")
+                yield from self._extents(self._block(seen[-1]), inode, found_depth - 1, seen)
+                continue
+            logical, length, high, low = struct.unpack_from("<IHHI", node, at)
+            # Above 32768 the extent is reserved and not written: it reads as zeros.
+            if length <= 32768:
+                yield logical, low | high << 32, length
+
+    def _mapped(self, inode: Inode) -> Iterator[tuple[int, int, int]]:
+        """The blocks of a file of the older form: twelve direct ones, then trees of one, two and three levels."""
+        size = self.superblock.block_bytes
+        wanted = -(-inode.size_bytes // size)
+        per_block = size // 4
+        numbers = struct.unpack_from("<15I", inode.area)
+        logical = 0
+        for index, number in enumerate(numbers):
+            level = max(index - 11, 0)
+            if logical >= wanted:
+                return
+            yield from self._mapped_below(number, level, logical, wanted)
+            logical += per_block**level
+
+    def _mapped_below(
+        self, number: int, level: int, logical: int, wanted: int
+    ) -> Iterator[tuple[int, int, int]]:
+        if not number or logical >= wanted:
+            return
+        if not level:
+            yield logical, number, 1
+            return
+        span = (self.superblock.block_bytes // 4) ** (level - 1)
+        for index, child in enumerate(
+            struct.unpack(f"<{self.superblock.block_bytes // 4}I", self._block(number))
+        ):
+            yield from self._mapped_below(child, level - 1, logical + index * span, wanted)
+
+
+def _without(start: int, end: int, taken: list[tuple[int, int]]) -> Iterator[tuple[int, int]]:
+    """What `taken`, in order, leaves of a range."""
+    for first, last in taken[max(bisect.bisect_left(taken, (start, 0)) - 1, 0) :]:
+        if first >= end:
+            break
+        if last <= start:
+            continue
+        if first > start:
+            yield start, first
+        start = last
+    if start < end:
+        yield start, end
+
+
+def _zeros(size: int) -> Iterator[bytes]:
+    while size > 0:
+        piece = min(size, _PIECE_BYTES)
+        yield bytes(piece)
+        size -= piece

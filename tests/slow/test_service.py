@@ -1,0 +1,261 @@
+"""The service under a real systemd: installed from an archive, confined, joined by itself, watched, updated, removed.
+
+systemd is process 1 of namespaces of its own, over an overlay of this machine's files that is thrown away afterwards.
+So it takes root, a kernel with overlayfs and namespaces, and systemd; where one is missing this is skipped.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import pty
+import shutil
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parents[2]))
+
+from benchmarks.update_fleet_rig import FleetRig, fleet_rig
+from edgeslm.codec import encode
+from edgeslm.link.broker import find_mosquitto
+from edgeslm.link.client import RequestClient
+from edgeslm.schema.message import PromptRequest
+
+SERVICE = "edgeslm-agent.service"
+PATIENCE_S = 240.0
+_SYSTEMD = Path("/usr/lib/systemd/systemd")
+_MASKED = """systemd-sysctl.service systemd-remount-fs.service systemd-modules-load.service ldconfig.service
+systemd-journal-catalog-update.service systemd-update-done.service systemd-logind.service e2scrub_reap.service
+cron.service console-getty.service getty@tty1.service systemd-ask-password-console.path apt-daily.timer
+apt-daily-upgrade.timer dpkg-db-backup.timer fstrim.timer e2scrub_all.timer man-db.timer systemd-firstboot.service
+systemd-binfmt.service proc-sys-fs-binfmt_misc.automount systemd-udevd.service mosquitto.service"""
+
+_BOOT = f"""
+set -eu
+work=$1 console=$2 shared=$3
+mount --make-rprivate /
+mount -t tmpfs -o mode=755 tmpfs "$work"
+mkdir "$work/up" "$work/work" "$work/root"
+mount -t overlay overlay -o "lowerdir=/,upperdir=$work/up,workdir=$work/work" "$work/root"
+cd "$work/root"
+mount -t proc proc proc
+mount --rbind /sys sys
+umount -R sys/fs/cgroup
+mount -t cgroup2 none sys/fs/cgroup
+for name in run dev tmp; do mount -t tmpfs -o mode=755 tmpfs $name; done
+chmod 1777 tmp
+for name in null zero full random urandom tty; do touch dev/$name; mount --bind /dev/$name dev/$name; done
+mkdir dev/shm dev/pts shared .old
+mount -t tmpfs -o mode=1777 tmpfs dev/shm
+mount -t devpts -o newinstance,ptmxmode=666 devpts dev/pts
+ln -s pts/ptmx dev/ptmx
+ln -s /proc/self/fd dev/fd
+touch dev/console
+mount --bind "$console" dev/console
+mount --bind "$shared" shared
+rm -f etc/systemd/system/*.wants/* etc/resolv.conf
+for name in {" ".join(_MASKED.split())}; do ln -sfn /dev/null etc/systemd/system/$name; done
+pivot_root . .old
+umount -l /.old
+exec env -i container=edgeslm-test PATH=/usr/sbin:/usr/bin {_SYSTEMD} --log-target=console --unit=multi-user.target
+"""
+
+
+def _is_possible() -> bool:
+    if os.geteuid() != 0 or not _SYSTEMD.exists() or shutil.which("unshare") is None:
+        return False
+    done = subprocess.run(["unshare", "-mpfiuC", "true"], capture_output=True, check=False)
+    return done.returncode == 0 and "overlay" in Path("/proc/filesystems").read_text()
+
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.timeout(1500),
+    pytest.mark.skipif(not _is_possible(), reason="needs root, namespaces, overlayfs and systemd"),
+    pytest.mark.skipif(find_mosquitto() is None, reason="mosquitto is not installed"),
+    pytest.mark.skipif(not Path("/usr/bin/python3").exists(), reason="needs the system's own Python"),
+]
+
+
+def wait_for(found: Callable[[], Any], what: str, timeout_s: float = PATIENCE_S) -> Any:
+    deadline_s = time.monotonic() + timeout_s
+    while not (value := found()):
+        assert time.monotonic() < deadline_s, f"in vain: {what}"
+        time.sleep(0.1)
+    return value
+
+
+class Machine:
+    """A machine with a systemd of its own."""
+
+    def __init__(self, directory: Path) -> None:
+        self.work, self.shared = directory / "work", directory / "shared"
+        self.work.mkdir()
+        self.shared.mkdir()
+        self.console = b""
+        self._master, self._slave = pty.openpty()
+        boot = directory / "boot.sh"
+        boot.write_text(_BOOT)
+        command = ["unshare", "-mpfiuC", "--kill-child", "sh", str(boot), str(self.work)]
+        self._process = subprocess.Popen(
+            [*command, os.ttyname(self._slave), str(self.shared)], stdin=subprocess.DEVNULL
+        )
+        threading.Thread(target=self._read, daemon=True).start()
+        self.pid = wait_for(self._child, "the machine starts")
+        wait_for(lambda: self.run("systemctl", "is-system-running").stdout.strip() != "", "systemd answers")
+
+    def _read(self) -> None:
+        while True:
+            try:
+                self.console += os.read(self._master, 65_536)
+            except OSError:
+                return
+
+    def _child(self) -> int:
+        number = self._process.pid
+        text = Path(f"/proc/{number}/task/{number}/children").read_text().split()
+        return int(text[0]) if text and Path(f"/proc/{text[0]}/comm").read_text() == "systemd\n" else 0
+
+    def run(self, *command: str, check: bool = False, stdin: str = "") -> subprocess.CompletedProcess[str]:
+        inside = ["nsenter", f"--target={self.pid}", "--all", "--root", "--wd", *command]
+        done = subprocess.run(inside, input=stdin, capture_output=True, text=True, check=False)
+        if check and done.returncode:
+            pytest.fail(f"{command}: {done.stdout}\n{done.stderr}\n{self.tail()}")
+        return done
+
+    def property(self, name: str) -> str:
+        return self.run("systemctl", "show", "--property", name, "--value", SERVICE).stdout.strip()
+
+    def tail(self) -> str:
+        journal = self.run("journalctl", "-u", SERVICE, "-n", "60", "--no-pager", "-o", "cat").stdout
+        return f"{journal}\n{self.console.decode('utf-8', 'replace')[-3000:]}"
+
+    def close(self) -> None:
+        self._process.kill()
+        self._process.wait()
+        os.close(self._slave)
+        os.close(self._master)
+
+
+@pytest.fixture(scope="module")
+def agent_archive(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """This edgeslm, packed for the system's own Python."""
+    given = os.environ.get("EDGESLM_TEST_AGENT")
+    if given:
+        return Path(given)
+    out = tmp_path_factory.mktemp("agent") / "agent.tar"
+    python = subprocess.check_output(["/usr/bin/python3", "-V"], text=True).split()[1].rsplit(".", 1)[0]
+    glibc = os.confstr("CS_GNU_LIBC_VERSION") or ""
+    target = ["--machine", os.uname().machine, "--glibc", glibc.split()[-1], "--python", python]
+    source = str(Path(__file__).parents[2])
+    command = [sys.executable, "-m", "edgeslm", "agent", "pack", source, *target, "--out", str(out)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        pytest.skip(f"the agent cannot be packed here: {done.stderr[-300:]}")
+    return out
+
+
+@pytest.fixture
+def machine(tmp_path: Path) -> Iterator[Machine]:
+    made = Machine(tmp_path)
+    yield made
+    made.close()
+
+
+def make_archive(machine: Machine, agent: Path, *more: str) -> str:
+    python = subprocess.check_output(["/usr/bin/python3", "-V"], text=True).split()[1].rsplit(".", 1)[0]
+    glibc = (os.confstr("CS_GNU_LIBC_VERSION") or "").split()[-1]
+    out = machine.shared / "board.pyz"
+    target = ["--board", "host", "--machine", os.uname().machine, "--glibc", glibc, "--python", python]
+    command = [sys.executable, "-m", "edgeslm", "flash", "archive", *target, "--agent", str(agent)]
+    done = subprocess.run(
+        [*command, "--out", str(out), "--force", *more], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return "/shared/board.pyz"
+
+
+def test_a_board_joins_by_itself_answers_and_is_watched(
+    machine: Machine, agent_archive: Path, tmp_path: Path
+) -> None:
+    with fleet_rig() as rig:
+        claim = tmp_path / "claim.json"
+        claim.write_bytes(encode(rig.claim("porch").claim))
+        archive = make_archive(machine, agent_archive, "--claim", str(claim))
+        # Nobody answers for the fleet yet: the service is there all the same, and says what it waits for.
+        installed = machine.run("/usr/bin/python3", archive, "--yes", check=True)
+        assert "installed edgeslm" in installed.stdout
+        assert machine.property("ActiveState") == "active"
+        wait_for(
+            lambda: "waiting for the fleet's answer" in machine.property("StatusText"), "it tries to join"
+        )
+        with rig.service():
+            wait_for(lambda: "online at" in machine.property("StatusText"), f"it joins: {machine.tail()}")
+            answers(rig)
+        assert_it_is_confined(machine)
+        hangs_are_noticed(machine)
+        assert_it_is_removed(machine, archive)
+
+
+def answers(rig: FleetRig) -> None:
+    with RequestClient(rig.fleet.operator_config()) as client:
+        result = client.ask(
+            "green", "porch", PromptRequest(id="p1", prompt="turn on the kitchen light"), timeout_s=60
+        )
+    assert result.error is None, result
+    assert "kitchen" in (result.text or "")
+
+
+def assert_it_is_confined(machine: Machine) -> None:
+    pid = machine.property("MainPID")
+    status = dict(
+        line.split(":\t", 1)
+        for line in machine.run("cat", f"/proc/{pid}/status", check=True).stdout.splitlines()
+    )
+    assert status["Seccomp"] == "2"
+    assert status["NoNewPrivs"] == "1"
+    assert status["CapBnd"] == "0000000000000000"
+    assert int(status["Uid"].split()[0]) > 1000
+    assert machine.run("stat", "-Lc", "%a", "/var/lib/edgeslm").stdout.strip() == "700"
+    assert machine.run("stat", "-c", "%U %a", "/opt/edgeslm/launch.py").stdout.strip() == "root 755"
+
+
+def hangs_are_noticed(machine: Machine) -> None:
+    """An agent that stands still is killed by the watchdog, and another one serves."""
+    pid = machine.property("MainPID")
+    drop_in = "/run/systemd/system/edgeslm-agent.service.d"
+    machine.run("mkdir", "-p", drop_in, check=True)
+    machine.run("sh", "-c", f"printf '[Service]\\nWatchdogSec=5\\n' > {drop_in}/fast.conf", check=True)
+    machine.run("systemctl", "daemon-reload", check=True)
+    machine.run("systemctl", "restart", SERVICE, check=True)
+    wait_for(lambda: machine.property("StatusText") != "starting", "it serves again")
+    pid = machine.property("MainPID")
+    machine.run("kill", "-STOP", pid, check=True)
+    wait_for(lambda: machine.property("MainPID") not in {pid, "0"}, "the watchdog ends it")
+    wait_for(lambda: machine.property("ActiveState") == "active", "another one is there")
+    assert "watchdog" in machine.tail().lower()
+
+
+def assert_it_is_removed(machine: Machine, archive: str) -> None:
+    machine.run("sh", "-c", "echo '# mine' >> /etc/edgeslm/agent.yaml", check=True)
+    gone = machine.run("/usr/bin/python3", archive, "--uninstall", "--yes", check=True)
+    assert "keep /etc/edgeslm/agent.yaml" in gone.stderr
+    left = machine.run(
+        "find", "/opt/edgeslm", "/etc/edgeslm", "/etc/systemd/system", "-name", "*edgeslm*"
+    ).stdout
+    assert left.split() == ["/etc/edgeslm"]
+    assert machine.run("test", "-d", "/var/lib/edgeslm/identity").returncode == 0
+    assert machine.property("LoadState") == "not-found"
+    make = machine.run("/usr/bin/python3", archive, "--yes", "--no-start")
+    assert make.returncode == 0, make.stderr
+    purged = machine.run("/usr/bin/python3", archive, "--uninstall", "--purge", "--yes", check=True)
+    assert "identity" in purged.stderr
+    assert machine.run("ls", "/var/lib/edgeslm", "/var/lib/private/edgeslm", "/opt/edgeslm").stdout == ""
+    assert json.dumps(gone.stdout)
