@@ -11,6 +11,15 @@ _COMMANDS: dict[str, tuple[str, str]] = {
         "edgeslm.cli.flash_archive:archive",
         "Make one file that installs the agent on a board that runs.",
     ),
+    "disks": (
+        "edgeslm.cli.flash_disks:disks",
+        "List the disks: which can be written, and why others cannot.",
+    ),
+    "write": ("edgeslm.cli.flash_write:write", "Write an image to a card, and read it back."),
+    "prepare": (
+        "edgeslm.cli.flash_prepare:prepare",
+        "Make an image that joins a fleet by itself out of a stock one.",
+    ),
     "base-image": ("edgeslm.cli.flash_base:base_image", "Make an image of Debian from its packages."),
 }
 

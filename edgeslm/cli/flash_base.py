@@ -9,6 +9,7 @@ import click
 from edgeslm.cli.output import json_option, print_json, reporting_errors
 from edgeslm.errors import UsageError
 from edgeslm.flash.base.build import default_cache, make_base_image
+from edgeslm.flash.base.fetch import KEYRING
 from edgeslm.flash.base.recipe import recipe_of
 from edgeslm.power.boards import choose_board
 
@@ -32,6 +33,11 @@ from edgeslm.power.boards import choose_board
     "--mirror", help="Mirror of Debian, such as http://deb.debian.org/debian; default is the machine's."
 )
 @click.option(
+    "--keyring",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="Keys that the mirror's index is signed with; default is Debian's.",
+)
+@click.option(
     "--cache-dir",
     type=click.Path(path_type=Path, file_okay=False),
     envvar="EDGESLM_BASE_CACHE",
@@ -39,6 +45,7 @@ from edgeslm.power.boards import choose_board
     help="Where packages and images are kept; default is ~/.cache/edgeslm/base.",
 )
 @click.option("--no-cache", is_flag=True, help="Keep nothing.")
+@click.option("--offline", is_flag=True, help="Take the image made last, and ask no mirror.")
 @click.option(
     "--free-mb",
     type=click.IntRange(0, 1_000_000),
@@ -54,8 +61,10 @@ def base_image(
     devices_dir: Path | None,
     out: Path,
     mirror: str | None,
+    keyring: Path | None,
     cache_dir: Path | None,
     no_cache: bool,
+    offline: bool,
     free_mb: int,
     force: bool,
     as_json: bool,
@@ -67,6 +76,8 @@ def base_image(
     """
     if out.exists() and not force:
         raise UsageError(f"{out} is there already", hint="Name another file, or use --force")
+    if offline and no_cache:
+        raise UsageError("--offline and --no-cache exclude each other", hint="Leave one of them out")
     recipe = recipe_of(choose_board(board_name, devices_dir))
     cache = None if no_cache else cache_dir or default_cache()
     made = make_base_image(
@@ -76,6 +87,8 @@ def base_image(
         cache=cache,
         mirror=mirror,
         free_mib=free_mb,
+        keyring=keyring or KEYRING,
+        offline=offline,
     )
     if as_json:
         print_json(

@@ -222,10 +222,9 @@ def _paired(value: object, flag: str, other: object, needed: str) -> None:
 
 
 def _host_name(device: str | None) -> str | None:
-    """A device's name as a host name: it may begin or end with dashes, and be one character longer."""
-    if device is None:
-        return None
-    return device[:63].strip("-") or None
+    from edgeslm.flash.prepare import board_host_name  # noqa: PLC0415
+
+    return None if device is None else board_host_name(device)
 
 
 def _secret(path: Path | None, prompt: str | None, flag: str) -> str | None:

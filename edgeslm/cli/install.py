@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -37,6 +39,9 @@ root_option = click.option(
 )
 @payload_options
 @root_option
+@click.option(
+    "--replace-settings", is_flag=True, help="Replace settings that were changed as well; they stay as *.old."
+)
 @click.option("--no-start", is_flag=True, help="Leave the service alone.")
 @click.option("--yes", is_flag=True, help="Do not ask.")
 @click.option("--dry-run", is_flag=True, help="Say what would be done, and do nothing.")
@@ -46,6 +51,7 @@ def install(
     board_name: str | None,
     devices_dir: Path | None,
     root: Path,
+    replace_settings: bool,
     no_start: bool,
     yes: bool,
     dry_run: bool,
@@ -61,34 +67,28 @@ def install(
     from edgeslm.flash.archive import Source, describe  # noqa: PLC0415
     from edgeslm.flash.onboard import main, work  # noqa: PLC0415
     from edgeslm.flash.onboard.disk import Disk  # noqa: PLC0415
+    from edgeslm.flash.payload import layout  # noqa: PLC0415
     from edgeslm.power.boards import choose_board  # noqa: PLC0415
 
     root = root.resolve()
     with _told():
-        main.check_privilege(root)
+        if not dry_run:
+            main.check_privilege(root, _command())
     board = choose_board(board_name, devices_dir)
     request = make_request(board, _system(root), **wanted)
     with built(request) as payload, _told():
-        manifest, disk = describe(request, payload), Disk(root)
+        manifest, disk = describe(request, payload), Disk(root, layout.STATE)
         main.check_host(manifest, root, any_board=board_name is not None)
-        plan = work.plan_install(manifest, disk)
-        starts = work.is_live(root) and not no_start
+        plan = work.plan_install(manifest, disk, replace_settings=replace_settings)
+        starts = not no_start and main.has_to_start(manifest, plan, root)
         lines = main.install_lines(manifest, plan, starts=starts)
-        if confirm([printable(line) for line in lines], yes=yes, dry_run=dry_run):
+        done = confirm([printable(line) for line in lines], yes=yes, dry_run=dry_run)
+        if done:
             source = Source(payload.entries)
             main.perform_install(manifest, plan, disk, source.open_bytes, _tell, starts=starts)
-    record = {
-        "root": str(root),
-        "edgeslm": manifest.edgeslm,
-        "board": manifest.board,
-        "profile": manifest.profile,
-        "written": 0 if dry_run else len(plan.missing),
-        "missing": len(plan.missing),
-        "started": starts and not dry_run,
-    }
     if as_json:
-        print_json(record)
-    elif not dry_run:
+        print_json(main.install_record(manifest, plan, root, done=done, started=starts and done))
+    elif done:
         click.echo(
             f"installed edgeslm {manifest.edgeslm}; systemctl status {manifest.service} says how it is"
         )
@@ -107,23 +107,31 @@ def uninstall(root: Path, purge: bool, yes: bool, dry_run: bool, as_json: bool) 
     Identity and journal of the device stay unless --purge says otherwise; so do files that were changed since.
     """
     from edgeslm.cli.fleet_common import confirm  # noqa: PLC0415
-    from edgeslm.flash.onboard import main, work  # noqa: PLC0415
+    from edgeslm.flash.onboard import main, removal  # noqa: PLC0415
     from edgeslm.flash.onboard.disk import Disk  # noqa: PLC0415
+    from edgeslm.flash.onboard.service import is_live  # noqa: PLC0415
     from edgeslm.flash.payload import layout  # noqa: PLC0415
 
     root = root.resolve()
     with _told():
-        main.check_privilege(root)
-        disk = Disk(root)
-        removal = work.plan_uninstall(layout.MANIFEST, layout.STATE, disk, purge=purge)
-        service = layout.UNIT_NAME if work.is_live(root) else None
-        lines = [printable(line) for line in main.removal_lines(removal, service=service)]
-        if confirm(lines, yes=yes, dry_run=dry_run):
-            main.perform_uninstall(removal, layout.MANIFEST, disk, _tell, service=service)
+        if not dry_run:
+            main.check_privilege(root, _command())
+        disk = Disk(root, layout.STATE)
+        found = removal.plan_uninstall(layout.MANIFEST, layout.STATE, layout.UNIT_NAME, disk, purge=purge)
+        service = layout.UNIT_NAME if is_live(root) else None
+        lines = [printable(line) for line in main.removal_lines(found, service=service)]
+        done = confirm(lines, yes=yes, dry_run=dry_run)
+        if done:
+            main.perform_uninstall(found, layout.MANIFEST, disk, _tell, service_name=service)
     if as_json:
-        print_json({"root": str(root), "kept": list(removal.kept), "purged": purge, "removed": not dry_run})
-    elif not dry_run:
-        click.echo(f"uninstalled edgeslm {printable(removal.edgeslm)}")
+        print_json(main.removal_record(found, root, done=done))
+    elif done:
+        click.echo(f"uninstalled edgeslm {printable(found.edgeslm)}")
+
+
+def _command() -> list[str]:
+    """This command as it was called, by a path that sudo finds as well."""
+    return [shutil.which(sys.argv[0]) or sys.argv[0], *sys.argv[1:]]
 
 
 def _system(root: Path) -> BoardSystem:

@@ -59,9 +59,14 @@ def find_claim(file: Path | None, environment: Mapping[str, str]) -> Claim | Non
         environment: of this process, for ``CREDENTIALS_DIRECTORY`` (systemd.exec(5)).
 
     Raises:
-        ClaimError: it cannot be read, or is none.
+        ClaimError: it cannot be read, or is none; or the service's credentials are not where they should be.
     """
     directory = environment.get("CREDENTIALS_DIRECTORY")
+    if file is None and directory and not Path(directory).is_dir():
+        raise ClaimError(
+            f"systemd names {directory} for the credentials of this service, and it is not there",
+            hint="In a container its mounts have to propagate: mount --make-rshared /",
+        )
     path = file or (Path(directory) / CREDENTIAL if directory else None)
     if path is None or (file is None and not path.exists()):
         return None

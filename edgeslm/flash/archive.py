@@ -31,6 +31,10 @@ from edgeslm.wheelhouse import check_archive
 _PACKAGE = "edgeslm_onboard"
 """What the program is called in an archive: not edgeslm, of which it is no installation."""
 _MAIN = f"""import sys
+
+if sys.version_info < (3, 11):
+    sys.exit("edgeslm: it needs Python 3.11 or later, and this is Python %d.%d" % sys.version_info[:2])
+
 from pathlib import Path
 
 from {_PACKAGE}.main import main
@@ -101,6 +105,7 @@ def describe(request: PayloadRequest, payload: Payload) -> Manifest:
         state=layout.STATE,
         agent_root=layout.AGENT_ROOT,
         installed=layout.MANIFEST,
+        settings=layout.ETC,
         items=tuple(_item(entry) for entry in payload.entries),
     )
 

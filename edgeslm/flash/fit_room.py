@@ -134,7 +134,8 @@ def _limit(request: FitRequest) -> Iterator[Check]:
 # --- card ------------------------------------------------------------------------------------------------------
 
 
-def _card(request: FitRequest) -> Check:
+def storage_parts(request: FitRequest) -> list[tuple[str, float]]:
+    """What has to fit beside the image's own files, in MB: name and size of each part."""
     swap = request.profile.swap
     log = request.profile.log
     models_mb = sum(model.size_bytes for model in request.models) / MB
@@ -143,7 +144,8 @@ def _card(request: FitRequest) -> Check:
         parts = [("payload", request.payload_bytes / MB), ("unpacked models", (_COPIES - 1) * models_mb)]
     else:
         parts = [("agent", ENVIRONMENT_MB), (f"models, {_COPIES} times", _COPIES * models_mb)]
-    parts += [
+    return [
+        *parts,
         ("the next agent", ENVIRONMENT_MB),
         ("the next models", _COPIES * models_mb),
         ("state", STATE_MB),
@@ -151,7 +153,10 @@ def _card(request: FitRequest) -> Check:
         ("log", float(log.max_mb) if log is not None and log.storage == "persistent" else 0.0),
         ("spare", _SPARE_CARD_MB),
     ]
-    need_mb, text = total(parts, "MB")
+
+
+def _card(request: FitRequest) -> Check:
+    need_mb, text = total(storage_parts(request), "MB")
     image = request.image
     if image is None:
         return Check(

@@ -28,6 +28,9 @@ from edgeslm.files import PARTIAL, read_bounded, sync_directory
 Kind = Literal["file", "directory", "symlink"]
 _MAX_LINKS = 40
 """How many links are followed before it is called a loop, as Linux does (path_resolution(7))."""
+_MAX_PATH = 4096
+_MAX_WALKED = 2**20
+"""How many parts of paths are looked up in all: links can make few of them very long."""
 _PIECE_BYTES = 2**20
 
 
@@ -151,13 +154,16 @@ def resolve(tree: Looking, path: str, *, last: bool = True) -> str:
         last: follow the last part as well.
 
     Raises:
-        TreeError: links lead in a circle.
+        TreeError: links lead in a circle, or to a path that is longer than paths can be.
     """
     waiting = [part for part in reversed(path.split("/")) if part]
     found = "/"
-    followed = 0
+    followed = walked = 0
     while waiting:
         part = waiting.pop()
+        walked += found.count("/")
+        if len(found) > _MAX_PATH or walked > _MAX_WALKED:
+            raise TreeError(f"links make {path[:200]} too long", path=path)
         if part == ".":
             continue
         if part == "..":
@@ -288,7 +294,13 @@ class DirectoryTree:
         elif entry.kind == "symlink":
             beside = real.parent / f"{PARTIAL}{secrets.token_hex(8)}"
             beside.symlink_to(entry.target)
-            beside.replace(real)
+            try:
+                if self._keeps_owners:
+                    os.chown(beside, entry.uid, entry.gid, follow_symlinks=False)
+                beside.replace(real)
+            except BaseException:
+                beside.unlink(missing_ok=True)
+                raise
             if str(real.readlink()) != entry.target:
                 raise TreeError(f"{entry.path} leads elsewhere than was written", path=entry.path)
         else:

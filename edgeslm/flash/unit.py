@@ -12,6 +12,9 @@ Why what is there, and what is left out:
 * ``ProcSubset=pid`` hides /proc/stat and /proc/meminfo, by which the agent knows load and memory.
 * ``PrivateUsers=`` fails the unit on kernels of some board makers, which are built without user namespaces.
 * ``nice`` and ``ionice`` of an update need ``@resources``.
+* Power monitors of the kernel (hwmon) are files that everybody may read, and take nothing here. The counters of PC
+  processors are root's alone, and are lent to the agent; the firmware of a Raspberry Pi is asked through a device.
+* systemd before 254 does not know ``RestartSteps=``, says so, and tries again every five seconds throughout.
 
 Left to others: the paths (:mod:`edgeslm.flash.payload.layout`), and writing it (:mod:`edgeslm.flash.payload`).
 """
@@ -34,6 +37,9 @@ VCIO = "/dev/vcio"
 VIDEO = "video"
 """The group that may open it, in Raspberry Pi OS and Debian alike."""
 _STATE_NAME = STATE.rpartition("/")[2]
+RESTART_S, RESTART_STEPS, LONGEST_RESTART_S = 5, 6, 60
+"""Seconds from the end of the service to its next start: at first, after so many ends, and from then on."""
+_COUNTERS = "/sys/class/powercap/intel-rapl:*/energy_uj"
 _CPUFREQ = "/sys/devices/system/cpu/cpufreq"
 _SPARE_CPU_PERCENT = 25
 
@@ -50,6 +56,7 @@ class UnitOptions:
         memory_max_mb: at most so much memory, in MiB; ``None`` is 80 % of the board's.
         cpu_quota_percent: at most so much processor time, 100 being one core; ``None`` is no limit.
         caps_frequency: it may hold the processor's frequency down, as a power budget can ask.
+        reads_counters: it may read the energy counters of a PC processor, which are root's (CVE-2020-8694).
     """
 
     python: str = "/usr/bin/python3"
@@ -59,6 +66,7 @@ class UnitOptions:
     memory_max_mb: int | None = None
     cpu_quota_percent: int | None = None
     caps_frequency: bool = False
+    reads_counters: bool = False
 
     def __post_init__(self) -> None:
         """Refuse what would mean something else in a unit.
@@ -90,7 +98,8 @@ def options_for(
         cpu_quota_percent: as the profile wants it; ``None`` leaves a quarter of a core to the rest of the system.
         caps_frequency: the profile's budget may hold the frequency down.
     """
-    asks_firmware = any(meter.kind == "pmic" for meter in board.meters)
+    # The power chip of a Raspberry Pi 5, and what the firmware of all of them does to protect the board.
+    asks_firmware = board.boot is not None and board.boot.kind == "raspberrypi-firmware"
     if cpu_quota_percent is None and board.cores is not None:
         cpu_quota_percent = 100 * board.cores - _SPARE_CPU_PERCENT
     return UnitOptions(
@@ -101,6 +110,7 @@ def options_for(
         memory_max_mb=memory_max_mb,
         cpu_quota_percent=cpu_quota_percent,
         caps_frequency=caps_frequency,
+        reads_counters=board.arch != "aarch64",
     )
 
 
@@ -123,11 +133,14 @@ def unit_text(options: UnitOptions) -> str:
 def _process(options: UnitOptions) -> list[str]:
     credentials = ((CLAIM_CREDENTIAL, CLAIM), *options.credentials)
     lines = ["Type=notify", "NotifyAccess=all", f"WatchdogSec={WATCHDOG_S}", "TimeoutStartSec=900"]
-    lines += ["TimeoutStopSec=60", "Restart=always", "RestartSec=5"]
+    lines += ["TimeoutStopSec=60", "Restart=always", f"RestartSec={RESTART_S}"]
+    lines += [f"RestartSteps={RESTART_STEPS}", f"RestartMaxDelaySec={LONGEST_RESTART_S}"]
     lines += ["# Settings and packages that cannot work do not get better by trying again."]
     lines += ["RestartPreventExitStatus=2 4"]
     if options.caps_frequency:
-        lines += [f"ExecStartPre=+-/bin/sh -c '{_GIVE_FREQUENCY}'"]
+        lines += [_lend(f"{_CPUFREQ}/policy*/scaling_max_freq")]
+    if options.reads_counters:
+        lines += [_lend(_COUNTERS)]
     lines += [f"ExecStart={options.python} {LAUNCHER} agent run --config {SETTINGS}"]
     lines += [f"Environment=EDGESLM_ROOT={AGENT_ROOT} HOME={STATE}"]
     lines += [f"WorkingDirectory={STATE}", f"StateDirectory={_STATE_NAME}", "StateDirectoryMode=0700"]
@@ -136,11 +149,13 @@ def _process(options: UnitOptions) -> list[str]:
     return lines
 
 
-_GIVE_FREQUENCY = (
-    f"for file in {_CPUFREQ}/policy*/scaling_max_freq; do "
-    f'chown --reference=/var/lib/private/{_STATE_NAME} "$$file"; done'
-)
-"""By the state directory's owner: the name of a dynamic user is unknown to images without libnss-systemd."""
+def _lend(files: str) -> str:
+    """Files of the kernel for the service's user, until the board starts again.
+
+    By the state directory's owner: the name of a dynamic user is unknown to images without libnss-systemd.
+    """
+    give = f'for file in {files}; do chown --reference={STATE} "$$file"; done'
+    return f"ExecStartPre=+-/bin/sh -c '{give}'"
 
 
 def _limits(options: UnitOptions) -> list[str]:

@@ -64,6 +64,7 @@ rm -f etc/systemd/system/*.wants/* etc/resolv.conf
 for name in {" ".join(_MASKED.split())}; do ln -sfn /dev/null etc/systemd/system/$name; done
 pivot_root . .old
 umount -l /.old
+mount --make-rshared /
 exec env -i container=edgeslm-test PATH=/usr/sbin:/usr/bin {_SYSTEMD} --log-target=console --unit=multi-user.target
 """
 

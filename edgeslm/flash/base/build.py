@@ -1,7 +1,8 @@
 """A base image: packages fetched, read, and made into a disk with a boot and a root partition.
 
 What always holds: the image appears under its name when it is whole, or not at all; the same packages give the same
-bytes. What was fetched, and images that were made, are kept in a cache, which can be removed at any time.
+bytes. What was fetched, and the image that was made last of each kind, are kept in a cache, which can be removed at any
+time; what a run that was killed left there is cleared by the next one.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import os
 import secrets
+import shutil
 import tempfile
 import uuid
 from collections.abc import Sequence
@@ -17,7 +19,7 @@ from pathlib import Path
 
 from edgeslm.errors import BaseImageError
 from edgeslm.files import PARTIAL, locked, sync_directory
-from edgeslm.flash.base.fetch import PackageFile, PackageSource, Told, sources
+from edgeslm.flash.base.fetch import KEYRING, PackageFile, PackageSource, Told, sources
 from edgeslm.flash.base.initrd import make_initrd, with_needed
 from edgeslm.flash.base.recipe import BOOT_LABEL, INITRD, KERNEL, ROOT_LABEL, SUITE, Recipe
 from edgeslm.flash.base.root import RootFiles, module_reader, write_root
@@ -62,6 +64,8 @@ def make_base_image(
     cache: Path | None = None,
     mirror: str | None = None,
     free_mib: int = 256,
+    keyring: Path = KEYRING,
+    offline: bool = False,
 ) -> BaseImage:
     """Make a base image, or take it from the cache.
 
@@ -72,39 +76,81 @@ def make_base_image(
         cache: directory for packages and images; ``None`` keeps nothing.
         mirror: of Debian; ``None`` takes the machine's.
         free_mib: room in the root file system.
+        keyring: keys with which the mirror's index is signed.
+        offline: take the image that the cache has, whatever the mirror has by now.
 
     Raises:
-        BaseImageError: packages cannot be had or read.
+        BaseImageError: packages cannot be had or read, or the cache does not have what it is asked for.
         FlashError: a program that is needed is missing, or failed.
     """
+    if not out.parent.is_dir():
+        raise BaseImageError(f"{out.parent} is no directory", hint="Make it first, or name another file")
+    kind = _digest(recipe.identity(), str(free_mib))
+    where = sources(SUITE, mirror)
     try:
-        if cache is not None:
-            cache.mkdir(parents=True, exist_ok=True)
-        # Beside where the image is to be, so that it can be renamed into place.
-        with tempfile.TemporaryDirectory(prefix=_WORK, dir=cache or out.parent) as name:
-            work = Path(name)
-            kept = (cache or work).resolve()
-            with locked(kept / ".lock"):
-                source = PackageSource(kept / f"apt-{recipe.name}", recipe, sources(SUITE, mirror))
-                packages = source.fetch(tell)
-                key = _key(recipe, packages, free_mib)
-                image = kept / f"{recipe.name}-{key[:16]}.img" if cache is not None else out
-                cached = cache is not None and image.exists()
-                if not cached:
-                    _build(recipe, packages, uuid.uuid5(_SPACE, key), work, free_mib, tell)
-                    _put(work / "image", image)
-            if cache is not None:
-                tell(f"copying {image}")
-                _copy(image, out)
-            return BaseImage(out, out.stat().st_size, len(packages), key, cached)
+        if cache is None:
+            with tempfile.TemporaryDirectory(prefix=_WORK, dir=out.parent) as name:
+                source = PackageSource(Path(name) / "apt", recipe, where, keyring)
+                return _make(recipe, out, tell, Path(name), source, free_mib, None, kind)
+        cache.mkdir(parents=True, exist_ok=True)
+        cache = cache.resolve()
+        with locked(cache / ".lock"):
+            for left in cache.glob(f"{_WORK}*"):
+                shutil.rmtree(left, ignore_errors=True)
+            if offline:
+                return _from_cache(recipe, out, tell, cache, kind)
+            source = PackageSource(cache / f"apt-{recipe.name}", recipe, where, keyring)
+            with tempfile.TemporaryDirectory(prefix=_WORK, dir=cache) as name:
+                return _make(recipe, out, tell, Path(name), source, free_mib, cache, kind)
     except OSError as error:
         raise BaseImageError(
             f"the image cannot be made: {error.filename or out}: {error.strerror or error}"
         ) from error
 
 
-def _key(recipe: Recipe, packages: Sequence[PackageFile], free_mib: int) -> str:
-    lines = [recipe.identity(), str(free_mib), *(f"{one.file_name} {one.sha256}" for one in packages)]
+def _make(
+    recipe: Recipe,
+    out: Path,
+    tell: Told,
+    work: Path,
+    source: PackageSource,
+    free_mib: int,
+    cache: Path | None,
+    kind: str,
+) -> BaseImage:
+    """Fetch and build, in `work`; an image of the same packages that the cache has is taken instead."""
+    packages = source.fetch(tell)
+    key = _digest(kind, *(f"{one.file_name} {one.sha256}" for one in packages))
+    image = out if cache is None else cache / _kept_name(recipe, kind, len(packages), key)
+    is_kept = cache is not None and image.exists()
+    if not is_kept:
+        _build(recipe, packages, uuid.uuid5(_SPACE, key), work, free_mib, tell)
+        _put(work / "image", image)
+    if cache is not None:
+        for other in cache.glob(_kept_name(recipe, kind)):
+            if other != image:
+                other.unlink()
+        tell(f"copying {image}")
+        _copy(image, out)
+    return BaseImage(out, out.stat().st_size, len(packages), key, is_kept)
+
+
+def _from_cache(recipe: Recipe, out: Path, tell: Told, cache: Path, kind: str) -> BaseImage:
+    for image in cache.glob(_kept_name(recipe, kind)):
+        count, key = image.stem.split("-")[-2:]
+        tell(f"copying {image}")
+        _copy(image, out)
+        return BaseImage(out, out.stat().st_size, int(count), key, cached=True)
+    raise BaseImageError(
+        f"no such image lies in {cache} yet", hint="Make it once with a network, without --offline"
+    )
+
+
+def _kept_name(recipe: Recipe, kind: str, packages: int | str = "*", key: str = "*") -> str:
+    return f"{recipe.name}-{kind[:12]}-{packages}-{key}.img"
+
+
+def _digest(*lines: str) -> str:
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 

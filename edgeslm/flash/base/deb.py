@@ -77,8 +77,12 @@ def _opened(path: Path, wanted: str) -> Iterator[tarfile.TarFile]:
     try:
         with path.open("rb") as stream:
             name, part = _find(stream, wanted, path)
-            with tarfile.open(fileobj=_unpacked(name, part, path), mode="r|") as archive:
+            unpacked = _unpacked(name, part, path)
+            with tarfile.open(fileobj=unpacked, mode="r|") as archive:
                 yield archive
+            # Its checksums stand behind what an archive holds, and are looked at only by who reads to the end.
+            while unpacked.read(_PIECE_BYTES):
+                pass
     except (tarfile.TarError, lzma.LZMAError, zlib.error, EOFError) as error:
         raise PackageFileError(
             f"{path.name} is damaged: {error}", path=str(path), hint="Remove it and try again"

@@ -2,7 +2,8 @@
 
 The machine's own system has no part in it but its mirror, its proxies and its keys.
 
-What always holds: every package has the SHA-256 that the signed index of the archive gives it.
+What always holds: every package has the SHA-256 that the signed index of the archive gives it, whatever this machine's
+own apt would let through.
 """
 
 from __future__ import annotations
@@ -21,13 +22,21 @@ from edgeslm.flash.base.recipe import ARCHITECTURE, Recipe
 
 Told = Callable[[str], None]
 
-_KEYRING = Path("/usr/share/keyrings/debian-archive-keyring.gpg")
+KEYRING = Path("/usr/share/keyrings/debian-archive-keyring.gpg")
+"""Keys of Debian's archive, of the package debian-archive-keyring."""
 _SOURCES = Path("/etc/apt")
 _DEBIAN = "http://deb.debian.org/debian"
 _SECURITY = "http://deb.debian.org/debian-security"
 _TIMEOUT_S = 1800.0
 _LINE = re.compile(r"^'([^']+)' (\S+) (\d+) SHA256:([0-9a-f]{64})$")
+_HOW_TO_REACH = re.compile(r'^Acquire::(http|https)(::[^\s"]+)? "[^"]*";$')
 _MIRROR = re.compile(r"https?://[^\s\[\]#'\"]+|file:/[^\s\[\]#'\"]+|copy:/[^\s\[\]#'\"]+")
+_NEVER = (
+    "Acquire::AllowInsecureRepositories",
+    "Acquire::AllowWeakRepositories",
+    "Acquire::AllowDowngradeToInsecureRepositories",
+    "APT::Get::AllowUnauthenticated",
+)
 INITRD_PROVIDER = """\
 Package: edgeslm-initrd
 Status: install ok installed
@@ -118,21 +127,31 @@ def _text(path: Path) -> str:
 class PackageSource:
     """apt, with a state of its own below a directory."""
 
-    def __init__(self, directory: Path, recipe: Recipe, where: Sequence[Source]) -> None:
+    def __init__(
+        self, directory: Path, recipe: Recipe, where: Sequence[Source], keyring: Path = KEYRING
+    ) -> None:
         """Write down its settings.
 
         Args:
             directory: may hold what an earlier run fetched.
             recipe: says which components of the archive are wanted.
             where: archives.
+            keyring: keys with which their indexes are signed.
 
         Raises:
             FetchPackagesError: the archive's keys are not here.
         """
-        if not _KEYRING.exists():
+        if not keyring.is_file():
             raise FetchPackagesError(
-                f"the keys of Debian's archive are missing: {_KEYRING}",
-                hint="Install them with: sudo apt-get install debian-archive-keyring",
+                f"the keys of the archive are missing: {keyring}",
+                hint="Install Debian's with: sudo apt-get install debian-archive-keyring"
+                if keyring == KEYRING
+                else "Name the file that has them",
+            )
+        if any(mark in str(keyring.resolve()) for mark in " \t\n[]"):
+            raise FetchPackagesError(
+                f"apt cannot be told of keys at {str(keyring)!r}",
+                hint="Use a path without spaces and brackets",
             )
         self._directory = directory.resolve()
         self._recipe = recipe
@@ -142,7 +161,7 @@ class PackageSource:
         self._write(
             "sources.list",
             "".join(
-                f"deb [signed-by={_KEYRING}] {source.uri} {suite} {components}\n"
+                f"deb [signed-by={keyring.resolve()}] {source.uri} {suite} {components}\n"
                 for source in where
                 for suite in source.suites
             ),
@@ -176,6 +195,7 @@ class PackageSource:
         ]
         for package in found:
             self._check(package)
+        self._forget_others({package.path.name for package in found})
         return tuple(sorted(found, key=lambda package: package.file_name))
 
     # --- pieces -------------------------------------------------------------------------------------------------
@@ -192,6 +212,12 @@ class PackageSource:
                 f"{package.file_name} is not what the archive's index says; it was removed", hint="Try again"
             )
 
+    def _forget_others(self, wanted: set[str]) -> None:
+        """Remove packages that an earlier run wanted, and this one does not."""
+        for path in (self._directory / "archives").glob("*.deb"):
+            if path.name not in wanted:
+                path.unlink(missing_ok=True)
+
     def _settings(self) -> str:
         at = self._directory
         lines = [
@@ -206,9 +232,10 @@ class PackageSource:
             'APT::Install-Recommends "false"; APT::Install-Suggests "false"; APT::Sandbox::User "";',
             'Acquire::Languages "none"; Acquire::ForceHash "SHA256"; Acquire::Retries "3"; Dpkg::Use-Pty "0";',
         ]
-        # How this machine reaches the network stands in its own settings.
+        # How this machine reaches the network stands in its own settings; which archives it believes does not count.
         done = self._start(["apt-config", "dump", "Acquire"], dict(os.environ))
-        lines += [line for line in done.stdout.splitlines() if line.startswith("Acquire::") and " " in line]
+        lines += [line for line in done.stdout.splitlines() if _HOW_TO_REACH.match(line)]
+        lines += [f'{name} "false";' for name in _NEVER]
         return "\n".join(lines) + "\n"
 
     def _write(self, name: str, text: str) -> None:

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from edgeslm.flash.disks.target import Target, aligned, disk_error
+from edgeslm.flash.disks.transfer import write_all
 
 
 @dataclass(frozen=True)
@@ -79,7 +80,11 @@ class FaultyTarget:
                 return len(data)
             offset %= faults.real_bytes
             data = data[: faults.real_bytes - offset]
-        return self._inner.write(offset, data)
+        # Part of a block is taken and lost, as by a reader that is unplugged within it.
+        whole = len(data) - len(data) % self.align_bytes
+        if whole:
+            write_all(self._inner, offset, data[:whole])
+        return len(data)
 
     def read(self, offset: int, into: memoryview) -> int:
         """See :meth:`Target.read`."""
@@ -94,7 +99,9 @@ class FaultyTarget:
                 return len(into)
             offset %= faults.real_bytes
             into = into[: faults.real_bytes - offset]
-        got = self._inner.read(offset, into)
+        whole = aligned(-(-len(into) // self.align_bytes) * self.align_bytes)
+        got = min(self._inner.read(offset, whole), len(into))
+        into[:got] = whole[:got]
         if faults.flips_at is not None and offset <= faults.flips_at < offset + got:
             into[faults.flips_at - offset] ^= 0x10
         return got
@@ -102,9 +109,8 @@ class FaultyTarget:
     def zero(self, offset: int, length: int) -> None:
         """See :meth:`Target.zero`; written, so that it meets the faults."""
         zeros = aligned(2**20)
-        while length:
-            taken = self.write(offset, zeros[: min(length, len(zeros))])
-            offset, length = offset + taken, length - taken
+        for start in range(offset, offset + length, len(zeros)):
+            write_all(self, start, zeros[: min(len(zeros), offset + length - start)])
 
     def sync(self) -> None:
         """See :meth:`Target.sync`."""

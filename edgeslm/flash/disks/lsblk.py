@@ -36,7 +36,7 @@ def _text(value: object) -> object:
 
 def _points(value: object) -> object:
     """Mount points: a list with a ``null`` in it where there is none."""
-    return tuple(point for point in value if point) if isinstance(value, list) else ()
+    return tuple(point for point in value if point) if isinstance(value, list | tuple) else ()
 
 
 _Flag = Annotated[bool, BeforeValidator(_flag)]

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
-Phase = Literal["probing", "comparing", "writing", "syncing", "verifying", "sealing"]
+Phase = Literal["unpacking", "checking", "probing", "comparing", "writing", "syncing", "verifying", "sealing"]
 _WINDOW_S = 10.0
 _FEWEST_S = 1.0
 
@@ -34,16 +34,19 @@ Tell = Callable[[Progress], None]
 class Pace:
     """The rate over the last seconds, so that a card that becomes slow shows."""
 
-    def __init__(self, phase: Phase, total_bytes: int, clock: Callable[[], float]) -> None:
-        """Begin now, at nothing.
+    def __init__(
+        self, phase: Phase, total_bytes: int, clock: Callable[[], float], *, done_bytes: int = 0
+    ) -> None:
+        """Begin now.
 
         Args:
             clock: monotonic seconds.
+            done_bytes: what an earlier phase has done of it.
         """
         self._phase = phase
         self._total_bytes = total_bytes
         self._clock = clock
-        self._seen: deque[tuple[float, int]] = deque([(clock(), 0)])
+        self._seen: deque[tuple[float, int]] = deque([(clock(), done_bytes)])
 
     def at(self, done_bytes: int) -> Progress:
         """That much is done now."""

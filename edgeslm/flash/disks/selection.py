@@ -84,15 +84,11 @@ def judge(device: BlockDevice, need: Need, siblings: Sequence[BlockDevice] = ())
     Args:
         siblings: the other devices of the machine: soldered storage shows itself by its boot areas.
     """
-    return Judged(
-        device,
-        (
-            *_uses(device),
-            *_kind(device, need),
-            *([] if need.loops and device.kind == "loop" else _place(device, siblings)),
-            *_medium(device, need),
-        ),
-    )
+    kind = _kind(device, need)
+    # What is no card is not also too large for one.
+    place = [] if kind or device.kind == "loop" else _place(device, siblings)
+    medium = [] if kind or place else _medium(device, need)
+    return Judged(device, (*_uses(device), *kind, *place, *medium))
 
 
 def judge_all(devices: Sequence[BlockDevice], need: Need) -> tuple[Judged, ...]:
@@ -128,7 +124,7 @@ def choose(devices: Sequence[BlockDevice], path: str, need: Need) -> BlockDevice
                     hint=f"If that is the card, name {judged.device.device}",
                 )
     raise DiskRefusedError(
-        f"there is no disk {path}", device=path, hint="See which there are: edgeslm flash disks --all"
+        f"there is no disk {path}", device=path, hint="See which there are: edgeslm flash disks"
     )
 
 

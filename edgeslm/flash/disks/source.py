@@ -3,8 +3,8 @@
 What always holds: all of it is read from one open file, so that an image which is replaced meanwhile does not end up as
 halves of two; one that is changed in place is found out. Holes of a sparse file are not read: they are zeros.
 
-Left to others: images that are packed (:func:`edgeslm.flash.image.source.unpack` makes raw ones of them, and knows
-that they are whole before any card is touched).
+A packed image is unpacked first (:func:`edgeslm.flash.image.source.unpack`): it is known to be whole before any card is
+touched.
 """
 
 from __future__ import annotations
@@ -13,21 +13,24 @@ import errno
 import hashlib
 import os
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from types import TracebackType
 
 from edgeslm.errors import ImageContentError
 from edgeslm.files import read_bounded
 from edgeslm.flash.disks.ahead import DEPTH
 from edgeslm.flash.disks.layout import HEAD_BYTES, STEP_BYTES, Digester, Layout, Run, plan_layout
+from edgeslm.flash.disks.progress import Progress, Tell
 from edgeslm.flash.disks.target import aligned
-from edgeslm.flash.image.bmap import BlockMap, read_bmap
+from edgeslm.flash.image.bmap import MAX_BMAP_BYTES, BlockMap, read_bmap
+from edgeslm.flash.image.partitions import read_table
+from edgeslm.flash.image.source import form_of, read_digest, unpack
+from edgeslm.flash.image.window import Window
 
 MAP_SUFFIX = ".bmap"
-DIGEST_SUFFIX = ".sha256"
-MAX_MAP_BYTES = 64 * 2**20
-_SHA256_CHARS = 64
 
 
 @dataclass(frozen=True)
@@ -172,6 +175,14 @@ class RawImage:
                 hint="It is damaged or another image: fetch it again",
             )
 
+    def check_table(self) -> None:
+        """See whether it has a partition table, and all that the table names.
+
+        Raises:
+            PartitionError: it has none that is known, or was cut short.
+        """
+        read_table(Window(self.path, self._fd, 0, self.layout.image_bytes))
+
     # --- pieces -------------------------------------------------------------------------------------------------
 
     def _state(self) -> tuple[int, int]:
@@ -205,43 +216,76 @@ class RawImage:
             view, offset = view[got:], offset + got
 
 
-def open_raw(path: Path, *, with_map: bool = True) -> RawImage:
+def open_raw(path: Path, *, beside: Path | None = None, with_map: bool = True) -> RawImage:
     """Open a raw image, with the block map beside it where there is one.
+
+    Args:
+        beside: the image that it was unpacked from; its block map lies beside that one.
 
     Raises:
         BlockMapError: the map is damaged.
         ImageContentError: the image cannot be opened, or is not that of the map.
     """
-    beside = path.with_name(path.name + MAP_SUFFIX)
+    found = map_beside(beside or path) if with_map else None
     blocks = None
-    if with_map and beside.exists():
+    if found is not None:
         try:
-            data = read_bounded(beside, MAX_MAP_BYTES)
+            data = read_bounded(found, MAX_BMAP_BYTES)
         except OSError as error:
-            raise _unreadable(beside, error) from error
-        blocks = read_bmap(data)
+            raise _unreadable(found, error) from error
+        blocks = read_bmap(data, path=str(found))
     return RawImage(path, blocks)
 
 
-def digest_beside(path: Path) -> str | None:
-    """The SHA-256 in the file beside an image, as sha256sum(1) writes it; ``None`` where there is none.
+def map_beside(path: Path) -> Path | None:
+    """The block map of an image, where bmaptool looks for it as well: ``sd.img.bmap``, or ``sd.bmap``."""
+    for name in (path.name, path.stem, Path(path.stem).stem):
+        if (beside := path.with_name(name + MAP_SUFFIX)).exists():
+            return beside
+    return None
+
+
+@contextmanager
+def ready_image(
+    path: Path, *, sha256: str | None, with_map: bool, work_dir: Path | None, tell: Tell
+) -> Iterator[RawImage]:
+    """An image that can be written: whole, the one that was asked for, with a partition table.
+
+    It is raw, or unpacked for as long as the block lasts.
+
+    Args:
+        sha256: of the file as it lies there, or of what it unpacks to; where it is ``None``, a file beside the image
+            says it, if there is one.
+        work_dir: where a packed image is unpacked; ``None`` for where temporary files go.
 
     Raises:
-        ImageContentError: the file is there, and holds none.
+        ImageError: it is none of all that.
     """
-    beside = path.with_name(path.name + DIGEST_SUFFIX)
-    if not beside.exists():
-        return None
-    try:
-        words = read_bounded(beside, 4_096).decode("utf-8", "replace").split()
-    except OSError as error:
-        raise _unreadable(beside, error) from error
-    found = words[0].lower() if words else ""
-    if len(found) != _SHA256_CHARS or not set(found) <= set("0123456789abcdef"):
-        raise ImageContentError(
-            f"{beside} holds no SHA-256", path=str(beside), hint="Remove it, or make it anew"
-        )
-    return found
+    form = form_of(path)
+    with ExitStack() as stack:
+        raw = path
+        if form != "raw":
+            try:
+                made = stack.enter_context(TemporaryDirectory(prefix="edgeslm-image-", dir=work_dir))
+            except OSError as error:
+                raise _unreadable(work_dir or path, error) from error
+            raw = Path(made) / "image"
+            unpack(
+                path,
+                raw,
+                sha256=sha256,
+                report=lambda done, total: tell(Progress("unpacking", done, total)),
+            )
+        image = stack.enter_context(open_raw(raw, beside=path, with_map=with_map))
+        if form == "raw":
+            expected = sha256 or (None if image.mapped else read_digest(path))
+            if expected is not None:
+                size_bytes = image.layout.image_bytes
+                image.check_digest(
+                    expected.lower(), lambda done: tell(Progress("checking", done, size_bytes))
+                )
+        image.check_table()
+        yield image
 
 
 def _unreadable(path: Path, error: OSError) -> ImageContentError:

@@ -5,7 +5,8 @@ only when all the rest has been read back from the medium and is what the image 
 is worn out, that lies about its size, or whose writing was killed, has no partition table: no board boots it, and no
 computer shows files on it. The last MiB is emptied as well, for the spare GPT of whatever was on the card before.
 
-The order: probe, write all but the head, sync, read back, write the head, sync, read that back.
+The order: probe, write all but the head, sync, read back, write the head without its first block, sync, read that back,
+and last the first block in the same way.
 
 Left to others: which disk (:mod:`edgeslm.flash.disks.selection`), and asking.
 """
@@ -29,6 +30,8 @@ from edgeslm.flash.disks.transfer import read_all, write_all
 
 _CHECKPOINT_BYTES = 256 * 2**20
 _TAIL_BYTES = 2**20
+_FIRST_BYTES = 4_096
+"""What decides whether there is a partition table: MBR, and the header of a GPT. Flash memory takes it as one."""
 
 
 @dataclass(frozen=True)
@@ -47,6 +50,10 @@ class Written:
     verified_bytes: int
     write_s: float
     verify_s: float
+
+
+class _AnotherCardError(Exception):
+    """What an earlier write is to have left is not there."""
 
 
 @dataclass
@@ -151,16 +158,36 @@ def _write_body(
     journal: WriteJournal | None,
     clock: Callable[[], float],
 ) -> _Body:
-    """All but the head; as far as an earlier write came, the card is compared instead."""
+    """All but the head; as far as an earlier write came, the card is compared instead.
+
+    Where the comparison fails it is another card, or one that lost what it had taken: all is written.
+    """
+    _unseal(target)
+    if journal is not None and journal.done_bytes:
+        with contextlib.suppress(_AnotherCardError):
+            return _write_runs(image, target, tell, journal, clock, journal.done_bytes)
+        journal.finished()
+    _make_ready(target, tell)
+    return _write_runs(image, target, tell, journal, clock, 0)
+
+
+def _write_runs(
+    image: RawImage,
+    target: Target,
+    tell: Tell,
+    journal: WriteJournal | None,
+    clock: Callable[[], float],
+    earlier_bytes: int,
+) -> _Body:
+    """The runs, of which those before `earlier_bytes` are compared.
+
+    Raises:
+        _AnotherCardError: these are not on the card; nothing was written.
+    """
     runs = steps(image.layout, target.align_bytes)
     total_bytes = sum(run.end - run.start for run in runs)
     digester = Digester(image.layout.units)
     body = _Body(digester.digests)
-    earlier_bytes = journal.done_bytes if journal is not None else 0
-    _empty(target, _head_of(target))
-    target.sync()
-    if not earlier_bytes:
-        _make_ready(target, tell)
     target.forget()
     pace, paced = Pace("comparing" if earlier_bytes else "writing", total_bytes, clock), 0
     unsynced_bytes = 0
@@ -171,15 +198,14 @@ def _write_body(
             paced += length
             if piece.run.end <= HEAD_BYTES:
                 continue
-            if earlier_bytes and piece.run.end <= earlier_bytes and _holds(target, piece, buffer[:length]):
+            if piece.run.end <= earlier_bytes:
+                if not _holds(target, piece, buffer[:length]):
+                    raise _AnotherCardError
                 body.kept_bytes += length
                 tell(pace.at(paced))
                 continue
-            if earlier_bytes:
-                earlier_bytes = 0
-                if not body.kept_bytes:  # another card, in the same reader
-                    _make_ready(target, tell)
-                pace, paced, total_bytes = Pace("writing", total_bytes - paced + length, clock), length, 0
+            if not body.written_bytes and body.kept_bytes:
+                pace = Pace("writing", total_bytes, clock, done_bytes=paced - length)
             if piece.data is None:
                 target.zero(piece.run.start, length)
             else:
@@ -192,6 +218,16 @@ def _write_body(
                 unsynced_bytes = 0
             tell(pace.at(paced))
     return body
+
+
+def _unseal(target: Target) -> None:
+    """Empty the head, its first block before all others: what was on the card is either there, or is not."""
+    head = _head_of(target)
+    first = min(max(target.align_bytes, _FIRST_BYTES), head.end)
+    for run in (Run(0, first), Run(first, head.end)):
+        if run.start < run.end:
+            _empty(target, run)
+            target.sync()
 
 
 def _make_ready(target: Target, tell: Tell) -> None:
@@ -264,25 +300,28 @@ def _compare(layout: Layout, index: int, found: list[bytes], wanted: list[bytes]
 
 
 def _seal(image: RawImage, target: Target) -> None:
-    """Write the head and read it back; where that fails the card is left without one."""
+    """Write the head and read it back, its first block after all others; where that fails it is emptied again."""
     size = -(-len(image.head) // target.align_bytes) * target.align_bytes
     buffer = aligned(size)
     buffer[: len(image.head)] = image.head
+    first = max(target.align_bytes, _FIRST_BYTES)
     try:
-        write_all(target, 0, buffer)
-        target.sync()
-        target.forget()
-        found = aligned(size)
-        read_all(target, 0, found)
-        if bytes(found) != bytes(buffer):
-            raise CardContentError(
-                f"{target.device} does not hold the beginning of the image",
-                device=target.device,
-                offset=0,
-                hint="Do not use this card: it is worn out",
-            )
+        for start, end in ((first, size), (0, min(first, size))):
+            if start >= end:
+                continue
+            write_all(target, start, buffer[start:end])
+            target.sync()
+            target.forget()
+            found = aligned(end - start)
+            read_all(target, start, found)
+            if bytes(found) != bytes(buffer[start:end]):
+                raise CardContentError(
+                    f"{target.device} does not hold the beginning of the image",
+                    device=target.device,
+                    offset=start,
+                    hint="Do not use this card: it is worn out",
+                )
     except BaseException:
         with contextlib.suppress(DiskError):
-            _empty(target, _head_of(target))
-            target.sync()
+            _unseal(target)
         raise

@@ -16,6 +16,7 @@ import posixpath
 import stat
 import tempfile
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -31,9 +32,26 @@ from edgeslm.flash.tree import Entry, Kind, Node, is_plain, resolve
 _MAX_LINE_BYTES = 8000
 """debugfs reads a line of a script into 8192 bytes, and the rest of it as another command."""
 _MAX_NAME_BYTES = 255
+_NEVER_BARE = "/."
+"""Before a path from which debugfs takes the last name off: what is left of ``/name`` it takes for where it is."""
 _SLACK_BLOCKS = 64
+_EXTENT_BYTES = 2**27
+"""What one extent covers at most; four of them need no block."""
 _KINDS: dict[int, Kind] = {stat.S_IFREG: "file", stat.S_IFDIR: "directory", stat.S_IFLNK: "symlink"}
 _FORMATS: dict[Kind, int] = {kind: form for form, kind in _KINDS.items()}
+
+
+@dataclass(frozen=True)
+class Need:
+    """What entries take in an ext4 file system, a little more than less.
+
+    Attributes:
+        size_bytes: their blocks and those of the directories that hold their names.
+        inodes: how many files, directories and links are made.
+    """
+
+    size_bytes: int
+    inodes: int
 
 
 class Ext4Tree:
@@ -103,7 +121,7 @@ class Ext4Tree:
             if found is not None and path != "/":
                 real = self._real(path, last=False)
                 gone[path] = real
-                lines.append(f"{'rmdir' if stat.S_ISDIR(found.mode) else 'rm'} {_quoted(real)}")
+                lines.append(f"{'rmdir' if stat.S_ISDIR(found.mode) else 'rm'} {_quoted(_NEVER_BARE + real)}")
         if not lines:
             return
         self.make_ready()
@@ -118,6 +136,18 @@ class Ext4Tree:
         """See :meth:`~edgeslm.flash.tree.Tree.free_bytes`; what only root may take does not count."""
         fs = self._reader.superblock
         return max(fs.free_blocks - fs.reserved_blocks, 0) * fs.block_bytes
+
+    def need(self, entries: Sequence[Entry]) -> Need:
+        """What writing `entries` takes; what they replace counts as if it stayed.
+
+        Raises:
+            TreeError: they cannot be written there.
+        """
+        return self._need(plan_writes(_Plain(self._reader), entries))
+
+    def free_inodes(self) -> int:
+        """How many files, directories and links can still be made."""
+        return self._reader.superblock.free_inodes
 
     def make_ready(self) -> None:
         """Replay the journal and mend what can be mended without a question, where the file system asks for it.
@@ -174,35 +204,44 @@ class Ext4Tree:
             raise self._error("write", "/", error.strerror or str(error)) from error
 
     def _check_room(self, plan: Plan) -> None:
-        """Refuse what does not fit before anything is written; what is replaced counts as if it stayed."""
+        """Refuse what does not fit before anything is written."""
         fs = self._reader.superblock
-        blocks = _SLACK_BLOCKS
-        inodes = 0
-        for step in plan.steps:
-            if step.verb == "write":
-                size = size_of(step.entry)
-                blocks += -(-size // fs.block_bytes) + size // 2**27
-            elif step.verb in {"make", "link"}:
-                blocks += 1
-            inodes += step.verb in {"write", "make", "link"}
-        blocks += inodes // 16
-        free = max(fs.free_blocks - fs.reserved_blocks, 0)
-        if blocks > free:
+        need = self._need(plan)
+        if need.size_bytes > self.free_bytes():
             raise TreeFullError(
-                f"{self.window.path} has {free * fs.block_bytes} bytes free, and {blocks * fs.block_bytes} are needed",
+                f"{self.window.path} has {self.free_bytes()} bytes free, and {need.size_bytes} are needed",
                 path="/",
-                needed_bytes=blocks * fs.block_bytes,
-                free_bytes=free * fs.block_bytes,
+                needed_bytes=need.size_bytes,
+                free_bytes=self.free_bytes(),
                 hint="Make the root file system larger, or put less there",
             )
-        if inodes > fs.free_inodes:
+        if need.inodes > fs.free_inodes:
             raise TreeFullError(
-                f"{self.window.path} has room for {fs.free_inodes} files, and {inodes} are needed",
+                f"{self.window.path} has room for {fs.free_inodes} files, and {need.inodes} are needed",
                 path="/",
-                needed_bytes=inodes * fs.inode_bytes,
+                needed_bytes=need.inodes * fs.inode_bytes,
                 free_bytes=fs.free_inodes * fs.inode_bytes,
                 hint="Make the root file system larger, or put less there",
             )
+
+    def _need(self, plan: Plan) -> Need:
+        block_bytes = self._reader.superblock.block_bytes
+        blocks, inodes = _SLACK_BLOCKS, 0
+        names: dict[str, int] = {}
+        for step in plan.steps:
+            if step.verb not in {"write", "make", "link"}:
+                continue
+            inodes += 1
+            above, name = posixpath.split(step.path)
+            names[above] = names.get(above, 0) + 12 + len(encoded(name))
+            if step.verb == "write":
+                size = size_of(step.entry)
+                blocks += -(-size // block_bytes) + size // _EXTENT_BYTES
+            else:
+                blocks += 1
+        # A name does not lie across two blocks, so that some of each stays empty.
+        blocks += sum(-(-taken // (block_bytes - _MAX_NAME_BYTES - 24)) for taken in names.values())
+        return Need(blocks * block_bytes, inodes)
 
     def _script(self, plan: Plan, directory: Path, staged: dict[str, Staged]) -> Iterable[str]:
         """The commands for a plan; the bytes of files are laid out as they are needed."""
@@ -210,21 +249,21 @@ class Ext4Tree:
         for index, step in enumerate(plan.steps):
             path, entry = step.path, step.entry
             quoted = _quoted(path)
+            above, name = posixpath.split(path)
+            if step.verb in {"make", "link", "write"} and above != here:
+                yield f"cd {_quoted(above)}"
+                here = above
             match step.verb:
                 case "make":
-                    yield f"mkdir {quoted}"
+                    yield f"mkdir {_quoted(name)}"
                 case "remove":
-                    yield f"rm {quoted}"
+                    yield f"rm {_quoted(_NEVER_BARE + path)}"
                 case "link":
-                    yield f"symlink {quoted} {_quoted(entry.target, path=path)}"
+                    yield f"symlink {_quoted(name)} {_quoted(entry.target, path=path)}"
                     if entry.uid or entry.gid:
                         yield f"sif {quoted} uid {entry.uid}"
                         yield f"sif {quoted} gid {entry.gid}"
                 case "write":
-                    above, name = posixpath.split(path)
-                    if above != here:
-                        yield f"cd {_quoted(above)}"
-                        here = above
                     staged[path] = stage(entry, directory, index)
                     yield f"write {staged[path].name} {_quoted(name)}"
                 case "set":

@@ -23,6 +23,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from edgeslm.errors import TreeError
+from edgeslm.flash.image.ext4_superblock import fault, read_superblock
 from edgeslm.flash.image.window import Window
 
 ROOT_INODE = 2
@@ -31,48 +32,9 @@ MAX_LINK_BYTES = 4096
 _PIECE_BYTES = 2**20
 _MAX_DEPTH = 5
 _MAX_NODES = 65536
-_MAGIC = 0xEF53
-_FILETYPE, _RECOVER, _META_BG, _EXTENTS, _64BIT, _MMP, _FLEX_BG = 0x2, 0x4, 0x10, 0x40, 0x80, 0x100, 0x200
-_EA_INODE, _CSUM_SEED, _LARGE_DIR, _INLINE_DATA = 0x400, 0x2000, 0x4000, 0x8000
-_KNOWN = (
-    _FILETYPE | _RECOVER | _META_BG | _EXTENTS | _64BIT | _MMP | _FLEX_BG
-    | _EA_INODE | _CSUM_SEED | _LARGE_DIR | _INLINE_DATA
-)  # fmt: skip
-_SPARSE_SUPER, _ORPHAN_PRESENT = 0x1, 0x10000
-_CLEAN = 0x1
-_GDT_CSUM, _METADATA_CSUM = 0x10, 0x400
 _BLOCKS_UNUSED = 0x2
 _FREE = re.compile(rb"\0+")
 _FLAG_ENCRYPTED, _FLAG_EXTENTS, _FLAG_INLINE = 0x800, 0x80000, 0x10000000
-
-
-@dataclass(frozen=True)
-class Superblock:
-    """What an ext4 file system says of itself.
-
-    Attributes:
-        reserved_blocks: of the free ones, those that only root may take.
-        written_s: Unix time when it was last written.
-        has_checksums: its groups may say that their bitmaps were never written.
-        needs_repair: its journal has to be replayed, or it was not unmounted, or an error was found in it.
-    """
-
-    block_bytes: int
-    blocks: int
-    free_blocks: int
-    reserved_blocks: int
-    inodes: int
-    free_inodes: int
-    first_block: int
-    blocks_per_group: int
-    inodes_per_group: int
-    inode_bytes: int
-    descriptor_bytes: int
-    first_meta_group: int | None
-    sparse_super: bool
-    has_checksums: bool
-    written_s: int
-    needs_repair: bool
 
 
 @dataclass(frozen=True)
@@ -93,72 +55,6 @@ class Inode:
     modified_s: int
     flags: int
     area: bytes
-
-
-def read_superblock(window: Window) -> Superblock:
-    """What the file system in `window` says of itself.
-
-    Raises:
-        TreeError: it is none, or damaged, or uses what is not known here.
-    """
-    data = window.read(1024, 1024) if window.size_bytes >= 2048 else bytes(1024)
-    if struct.unpack_from("<H", data, 56)[0] != _MAGIC:
-        raise _fault(window, "it is no ext4")
-    inodes, blocks, reserved, free, free_inodes, first, log_size = struct.unpack_from("<7I", data, 0)
-    per_group, _, inodes_per_group, _, written = struct.unpack_from("<5I", data, 32)
-    (state,) = struct.unpack_from("<H", data, 58)
-    (revision,) = struct.unpack_from("<I", data, 76)
-    (inode_bytes,) = struct.unpack_from("<H", data, 88) if revision else (128,)
-    _, incompatible, read_only = struct.unpack_from("<3I", data, 92)
-    (orphan,) = struct.unpack_from("<I", data, 232)
-    (descriptor_bytes,) = struct.unpack_from("<H", data, 254)
-    (first_meta,) = struct.unpack_from("<I", data, 260)
-    if incompatible & ~_KNOWN:
-        raise _fault(window, f"it uses features that are not known here (0x{incompatible & ~_KNOWN:x})")
-    if incompatible & _64BIT:
-        high, reserved_high, free_high = struct.unpack_from("<3I", data, 336)
-        blocks, reserved, free = blocks | high << 32, reserved | reserved_high << 32, free | free_high << 32
-    else:
-        descriptor_bytes = 32
-    if (
-        log_size > 6
-        or inode_bytes not in {128, 256, 512, 1024, 2048, 4096}
-        or descriptor_bytes not in {32, 64, 128}
-    ):
-        raise _fault(window, "its sizes are none that it can have")
-    block_bytes = 1024 << log_size
-    if not 0 < blocks <= window.size_bytes // block_bytes:
-        raise _fault(window, f"it has {blocks} blocks of {block_bytes} bytes in {window.size_bytes} bytes")
-    if not 0 < per_group <= 8 * block_bytes or not 0 < inodes_per_group <= 8 * block_bytes or not inodes:
-        raise _fault(window, "its groups have no possible size")
-    return Superblock(
-        block_bytes=block_bytes,
-        blocks=blocks,
-        free_blocks=free,
-        reserved_blocks=reserved,
-        inodes=inodes,
-        free_inodes=free_inodes,
-        first_block=first,
-        blocks_per_group=per_group,
-        inodes_per_group=inodes_per_group,
-        inode_bytes=inode_bytes,
-        descriptor_bytes=descriptor_bytes,
-        first_meta_group=first_meta if incompatible & _META_BG else None,
-        sparse_super=bool(read_only & _SPARSE_SUPER),
-        has_checksums=bool(read_only & (_GDT_CSUM | _METADATA_CSUM)),
-        written_s=written,
-        needs_repair=bool(
-            incompatible & _RECOVER or read_only & _ORPHAN_PRESENT or orphan or state & 3 != _CLEAN
-        ),
-    )
-
-
-def _fault(window: Window, why: str) -> TreeError:
-    return TreeError(
-        f"the file system at byte {window.start_bytes} of {window.path} cannot be read: {why}",
-        path="/",
-        hint="Look at it with e2fsck -fn, or get the image again",
-    )
 
 
 class Ext4Reader:
@@ -189,12 +85,16 @@ class Ext4Reader:
             TreeError: it cannot be read.
         """
         inode = self.inode(ROOT_INODE)
+        above = set()
         for part in path.split("/"):
             if not part:
                 continue
             number = self.entries(inode.number).get(part) if stat.S_ISDIR(inode.mode) else None
             if number is None:
                 return None
+            above.add(inode.number)
+            if number in above:
+                raise self._fault(number, "its directories run in a circle")
             inode = self.inode(number)
         return inode
 
@@ -243,9 +143,14 @@ class Ext4Reader:
         """
         fs = self.superblock
         groups = -(-(fs.blocks - fs.first_block) // fs.blocks_per_group)
-        tables = sorted(self._inode_table(group) for group in range(groups))
         table_blocks = -(-fs.inodes_per_group * fs.inode_bytes // fs.block_bytes)
-        taken = [(first * fs.block_bytes, (first + table_blocks) * fs.block_bytes) for first in tables]
+        taken = []
+        for group in range(groups):
+            descriptor = self._descriptor(group)
+            for at, count in ((0, 1), (4, 1), (8, table_blocks)):
+                first = self._place(descriptor, at, at + 32)
+                taken.append((first * fs.block_bytes, (first + count) * fs.block_bytes))
+        taken.sort()
         for group in range(groups):
             first = fs.first_block + group * fs.blocks_per_group
             count = min(fs.blocks_per_group, fs.blocks - first)
@@ -257,7 +162,7 @@ class Ext4Reader:
     # --- pieces -------------------------------------------------------------------------------------------------
 
     def _free_in(self, group: int, count: int) -> Iterator[tuple[int, int]]:
-        """The free blocks of a group, counted from its first; the tables of inodes may be among them."""
+        """The free blocks of a group, counted from its first; its own bitmaps and inodes may be among them."""
         descriptor = self._descriptor(group)
         (flags,) = struct.unpack_from("<H", descriptor, 18)
         if self.superblock.has_checksums and flags & _BLOCKS_UNUSED:
@@ -269,11 +174,11 @@ class Ext4Reader:
 
     def _read_block(self, number: int) -> bytes:
         if not 0 < number < self.superblock.blocks:
-            raise _fault(self._window, f"block {number} is asked for, and it has {self.superblock.blocks}")
+            raise fault(self._window, f"block {number} is asked for, and it has {self.superblock.blocks}")
         return self._window.read(number * self.superblock.block_bytes, self.superblock.block_bytes)
 
     def _fault(self, number: int, why: str) -> TreeError:
-        return _fault(self._window, f"inode {number}: {why}")
+        return fault(self._window, f"inode {number}: {why}")
 
     def _read_inode(self, number: int) -> Inode:
         fs = self.superblock
@@ -336,6 +241,8 @@ class Ext4Reader:
         for block in range(0, len(data) - size + 1, size):
             at = block
             while at < block + size:
+                if at + 8 > block + size:
+                    raise self._fault(number, "its names are damaged")
                 child, length, name_bytes = struct.unpack_from("<IHB", data, at)
                 length = length or 65536  # a block of 64 KiB does not fit 16 bits
                 if length < 8 + name_bytes or length % 4 or at + length > block + size:
@@ -357,14 +264,16 @@ class Ext4Reader:
         )
         after = 0
         for logical, physical, count in runs:
-            if logical < after or physical <= 0 or physical + count > self.superblock.blocks:
+            if logical < after or not count or physical + count > self.superblock.blocks:
                 raise self._fault(inode.number, "its blocks overlap, or lie outside")
             after = logical + count
-            yield logical, physical, count
+            if physical:
+                yield logical, physical, count
 
     def _extents(
         self, node: bytes, inode: Inode, depth: int | None, seen: list[int]
     ) -> Iterator[tuple[int, int, int]]:
+        """The runs below a node; those that are reserved and not written lie nowhere, at block 0."""
         magic, count, _, found_depth = struct.unpack_from("<HHHH", node)
         if magic != 0xF30A or found_depth > _MAX_DEPTH or (depth is not None and found_depth != depth):
             raise self._fault(inode.number, "its extents are damaged")
@@ -379,9 +288,11 @@ class Ext4Reader:
                 yield from self._extents(self._block(seen[-1]), inode, found_depth - 1, seen)
                 continue
             logical, length, high, low = struct.unpack_from("<IHHI", node, at)
+            place = low | high << 32
+            if not place:
+                raise self._fault(inode.number, "a part of it lies where nothing can lie")
             # Above 32768 the extent is reserved and not written: it reads as zeros.
-            if length <= 32768:
-                yield logical, low | high << 32, length
+            yield (logical, place, length) if length <= 32768 else (logical, 0, length - 32768)
 
     def _mapped(self, inode: Inode) -> Iterator[tuple[int, int, int]]:
         """The blocks of a file of the older form: twelve direct ones, then trees of one, two and three levels."""

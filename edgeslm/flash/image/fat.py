@@ -16,7 +16,7 @@ from edgeslm.errors import ToolFailedError, TreeError, TreeFullError
 from edgeslm.files import PARTIAL
 from edgeslm.flash.image.fat_reader import FatNode, FatReader, fold
 from edgeslm.flash.image.plan import Plan, Step, plan_writes
-from edgeslm.flash.image.staging import Staged, digest_of, encoded, size_of, stage
+from edgeslm.flash.image.staging import Staged, digest_of, size_of, stage
 from edgeslm.flash.image.tools import find_tool, run_tool
 from edgeslm.flash.image.window import Window
 from edgeslm.flash.tree import Entry, Node, is_plain
@@ -201,9 +201,16 @@ class FatTree:
 
 def _check_names(path: str) -> None:
     for part in path.split("/")[1:]:
-        odd = [letter for letter in part if letter in _REFUSED or ord(letter) < 0x20 or ord(letter) == 0x7F]
-        if odd or part.endswith((".", " ")) or part.startswith(" ") or len(part) > _MAX_NAME:
+        if (
+            any(map(_is_refused, part))
+            or part.endswith((".", " "))
+            or part.startswith(" ")
+            or len(part) > _MAX_NAME
+        ):
             raise TreeError(f"{path[:200]!r} cannot be a name on a FAT partition", path=path)
-        encoded(part)
-        if any(0xD800 <= ord(letter) <= 0xDFFF for letter in part):
-            raise TreeError(f"{path[:200]!r} cannot be a name on a FAT partition", path=path)
+
+
+def _is_refused(letter: str) -> bool:
+    """Whether mtools or FAT cannot take it; what takes two units of UTF-16 mtools makes another name of."""
+    code = ord(letter)
+    return letter in _REFUSED or code < 0x20 or code == 0x7F or 0xD800 <= code <= 0xDFFF or code > 0xFFFF

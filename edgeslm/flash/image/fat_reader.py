@@ -95,12 +95,16 @@ class FatReader:
             TreeError: it cannot be read.
         """
         node = self.root
+        above: set[int] = set()
         for part in path.split("/"):
             if not part:
                 continue
             found = self.entries(node).get(fold(part)) if node.is_directory else None
             if found is None:
                 return None
+            above.add(node.cluster)
+            if found.is_directory and found.cluster in above:
+                raise self._fault("its directories run in a circle")
             node = found
         return node
 
@@ -148,7 +152,12 @@ class FatReader:
         )
 
     def _free(self) -> Iterator[int]:
-        return (cluster for cluster in range(2, self._clusters + 2) if not self._next(cluster))
+        if self._bits == 12:
+            return (cluster for cluster in range(2, self._clusters + 2) if not self._next(cluster))
+        size = self._bits // 8
+        used = memoryview(self._table)[2 * size : (self._clusters + 2) * size]
+        values = struct.iter_unpack("<H" if size == 2 else "<I", used)
+        return (cluster for cluster, (value,) in enumerate(values, start=2) if not value & 0x0FFFFFFF)
 
     def _next(self, cluster: int) -> int:
         if self._bits == 32:
@@ -220,8 +229,8 @@ class FatReader:
 
 
 def fold(name: str) -> str:
-    """The form of a name in which two that mean the same file are equal."""
-    return name.upper()
+    """The form of a name in which two that mean the same file are equal: letter by letter, as long as it was."""
+    return "".join(upper if len(upper := letter.upper()) == 1 else letter for letter in name)
 
 
 def _short_name(entry: bytes) -> str:

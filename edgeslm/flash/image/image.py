@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -17,7 +18,7 @@ from typing import Self
 from edgeslm.errors import FileSystemError, ImageError, PartitionError, ToolFailedError, TreeError
 from edgeslm.files import PARTIAL
 from edgeslm.flash.image.ext4 import Ext4Tree
-from edgeslm.flash.image.ext4_reader import read_superblock
+from edgeslm.flash.image.ext4_superblock import read_superblock
 from edgeslm.flash.image.facts import ImageFacts, has_system, is_file, read_facts
 from edgeslm.flash.image.fat import FatTree
 from edgeslm.flash.image.filesystems import probe
@@ -26,6 +27,7 @@ from edgeslm.flash.image.partitions import Partition, read_table
 from edgeslm.flash.image.sparse import copy_part
 from edgeslm.flash.image.tools import run_tool
 from edgeslm.flash.image.window import Window
+from edgeslm.flash.tree import Entry
 
 _MAX_IMAGE_BYTES = 2**41
 _BOOT_FILES = (("/config.txt", "/cmdline.txt"), ("/user-data", "/dietpi.txt", "/extlinux/extlinux.conf"))
@@ -167,6 +169,25 @@ class Image:
         raise ImageError(
             f"{self.path} does not get {root_bytes} bytes of room by growing", path=str(self.path)
         )
+
+    def ensure_room(self, entries: Sequence[Entry]) -> None:
+        """Make the root file system larger if `entries` do not fit there, be it for their bytes or their number.
+
+        Raises:
+            PartitionError: it has to grow, and cannot.
+            TreeError: they cannot be written there, whatever its size.
+            ImageError: it failed on the way.
+        """
+        need = self.root.need(entries)
+        self.ensure_free(need.size_bytes)
+        for _ in range(4):
+            lacking = need.inodes - self.root.free_inodes()
+            if lacking <= 0:
+                return
+            fs = read_superblock(self.root.window)
+            groups = -(-lacking // fs.inodes_per_group)
+            self.grow(self.size_bytes + groups * fs.blocks_per_group * fs.block_bytes)
+        raise ImageError(f"{self.path} does not get room for {need.inodes} files", path=str(self.path))
 
     def check(self) -> None:
         """Look at its file systems as a whole: e2fsck and fsck.vfat, changing nothing.

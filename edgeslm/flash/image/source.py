@@ -1,41 +1,31 @@
 """An image as it is published, unpacked into a raw file with holes.
 
 What always holds: the form is known by its content and not by its name, both digests are of what was really read, and
-the file is there under its name only when all of it was unpacked and no digest said otherwise. A few MB are held in
-memory, and what the decoder asks for: 64 MiB for ``xz -9``.
+the file is there under its name only when all of it was unpacked and no digest said otherwise.
 
-Source: RFC 1952 (gzip), RFC 8878 (Zstandard), the .xz File Format 1.2.
+Left to others: what each form looks like (:mod:`edgeslm.flash.image.forms`).
 """
 
 from __future__ import annotations
 
 import hashlib
-import lzma
 import os
 import re
 import secrets
 import shutil
-import zipfile
-import zlib
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO, Literal
-
-import zstandard
+from typing import BinaryIO
 
 from edgeslm.errors import ImageDigestError, ImageError, ImageSourceError
 from edgeslm.files import PARTIAL, read_bounded
-from edgeslm.flash.image.sparse import COPY_BYTES, data_ranges, write_sparse
+from edgeslm.flash.image.forms import GET_IT_AGAIN, Form, OnProgress, Reading, pieces_of
+from edgeslm.flash.image.sparse import write_sparse
 
-Form = Literal["raw", "xz", "gz", "zst", "zip"]
-OnProgress = Callable[[int, int], None]
-"""Told how many bytes of the source were read, and of how many; what it raises ends the unpacking."""
+__all__ = ["MAX_IMAGE_BYTES", "Form", "OnProgress", "Unpacked", "form_of", "read_digest", "unpack"]
 
 MAX_IMAGE_BYTES = 64 * 2**30
 """The largest raw image that is unpacked where nothing else is said."""
-_DECODER_BYTES = 128 * 2**20
-_ZSTD_BLOCK_BYTES = 2**17
 _MAGIC: tuple[tuple[bytes, Form], ...] = (
     (b"\xfd7zXZ\0", "xz"),
     (b"\x1f\x8b\x08", "gz"),
@@ -49,12 +39,12 @@ _OTHERS = (
     (b"conectix", "a disk of Hyper-V"),
     (b"KDMV", "a disk of VMware"),
     (b"Rar!", "a RAR archive"),
+    (b"PK\x05\x06", "an empty ZIP archive"),
     (b"!<arch>", "a Debian package"),
     (b"\x7fELF", "a program"),
 )
 _DIGEST_LINE = re.compile(rb"^([0-9a-fA-F]{64})(?:[ \t]+\*?([^\r\n]*?))?\r?$", re.MULTILINE)
 _DIGEST_FILE_BYTES = 256 * 1024
-_GET_IT_AGAIN = "Get the image again, and compare its SHA-256 with the one that is published beside it"
 
 
 @dataclass(frozen=True)
@@ -107,7 +97,7 @@ def unpack(
     beside = target.parent / f"{PARTIAL}{secrets.token_hex(8)}"
     try:
         with source.open("rb") as stream:
-            reading = _Reading(source, stream, report or _ignore)
+            reading = Reading(source, stream, report or _ignore)
             form = _form(source, stream)
             _check_space(source, stream, target, max_bytes)
             try:
@@ -169,55 +159,6 @@ def read_digest(source: Path) -> str | None:
 # --- reading and writing ----------------------------------------------------------------------------------------
 
 
-class _Reading:
-    """The source, hashed as it is read from its first byte to its last."""
-
-    def __init__(self, path: Path, stream: BinaryIO, report: OnProgress) -> None:
-        self.path = path
-        self.stream = stream
-        self.size_bytes = os.fstat(stream.fileno()).st_size
-        self.at = 0
-        self._report = report
-        self._hash = hashlib.sha256()
-
-    def read(self, size: int = COPY_BYTES) -> bytes:
-        """Some more bytes; none at the end."""
-        data = self.stream.read(size)
-        self.took(data)
-        return data
-
-    def exactly(self, size: int) -> bytes:
-        """So many bytes, or the error that the source is cut short."""
-        data = self.stream.read(size)
-        self.took(data)
-        if len(data) != size:
-            raise self.cut_short()
-        return data
-
-    def took(self, data: bytes) -> None:
-        self._hash.update(data)
-        self.at += len(data)
-        self._report(self.at, self.size_bytes)
-
-    def finish(self) -> str:
-        """The digest of all of it; what was not read yet is read now."""
-        self.stream.seek(self.at)
-        while self.read():
-            pass
-        return self._hash.hexdigest()
-
-    def cut_short(self) -> ImageSourceError:
-        return ImageSourceError(f"{self.path} is cut short", path=str(self.path), hint=_GET_IT_AGAIN)
-
-    def damaged(self, why: object) -> ImageSourceError:
-        return ImageSourceError(f"{self.path} is damaged: {why}", path=str(self.path), hint=_GET_IT_AGAIN)
-
-    def followed(self) -> ImageSourceError:
-        return ImageSourceError(
-            f"{self.path} goes on after its end with something else", path=str(self.path), hint=_GET_IT_AGAIN
-        )
-
-
 def _ignore(_done: int, _total: int) -> None:
     """Tell nobody."""
 
@@ -226,7 +167,7 @@ def _form(source: Path, stream: BinaryIO) -> Form:
     head = stream.read(512)
     stream.seek(0)
     if not head:
-        raise ImageSourceError(f"{source} is empty", path=str(source), hint=_GET_IT_AGAIN)
+        raise ImageSourceError(f"{source} is empty", path=str(source), hint=GET_IT_AGAIN)
     for magic, form in _MAGIC:
         if head.startswith(magic):
             return form
@@ -263,12 +204,12 @@ def _too_large(source: Path, max_bytes: int) -> ImageSourceError:
     )
 
 
-def _unpack(reading: _Reading, form: Form, target: Path, max_bytes: int) -> tuple[str, int]:
+def _unpack(reading: Reading, form: Form, target: Path, max_bytes: int) -> tuple[str, int]:
     """Write the raw image; its digest and size."""
     digest = None if form == "raw" else hashlib.sha256()
     size = 0
     with target.open("xb") as writing:
-        for piece in _pieces(reading, form):
+        for piece in pieces_of(reading, form):
             if size + len(piece) > max_bytes:
                 raise _too_large(reading.path, max_bytes)
             if digest is not None:
@@ -289,144 +230,5 @@ def _check_digest(source: Path, unpacked: Unpacked, expected: str | None) -> Non
         path=str(source),
         expected=expected,
         actual=unpacked.source_sha256,
-        hint=_GET_IT_AGAIN,
+        hint=GET_IT_AGAIN,
     )
-
-
-# --- forms ------------------------------------------------------------------------------------------------------
-
-
-def _pieces(reading: _Reading, form: Form) -> Iterator[bytes]:
-    """The raw image in pieces of bounded size."""
-    match form:
-        case "raw":
-            return _raw(reading)
-        case "xz":
-            return _xz(reading)
-        case "gz":
-            return _gz(reading)
-        case "zst":
-            return _zst(reading)
-        case "zip":
-            return _zip(reading)
-
-
-def _raw(reading: _Reading) -> Iterator[bytes]:
-    """A raw image; its holes are not read."""
-    zeros = bytes(COPY_BYTES)
-    ranges = data_ranges(reading.stream.fileno(), 0, reading.size_bytes)
-    for first, last in [*ranges, (reading.size_bytes, reading.size_bytes)]:
-        while reading.at < first:
-            piece = zeros[: first - reading.at]
-            reading.took(piece)
-            yield piece
-        reading.stream.seek(first)
-        while reading.at < last:
-            yield reading.exactly(min(COPY_BYTES, last - reading.at))
-
-
-def _xz(reading: _Reading) -> Iterator[bytes]:
-    """One or more streams of xz, with padding between them."""
-    data = reading.read()
-    while data:
-        decoder = lzma.LZMADecompressor(format=lzma.FORMAT_XZ, memlimit=_DECODER_BYTES)
-        while not decoder.eof:
-            if decoder.needs_input and not data:
-                data = reading.read()
-                if not data:
-                    raise reading.cut_short()
-            try:
-                piece = decoder.decompress(data, COPY_BYTES)
-            except (lzma.LZMAError, EOFError, MemoryError) as error:
-                raise reading.damaged(error or "it asks for too much memory") from error
-            data = b""
-            if piece:
-                yield piece
-        data = _after(reading, decoder.unused_data, b"\xfd7zXZ\0")
-
-
-def _gz(reading: _Reading) -> Iterator[bytes]:
-    """One or more members of gzip."""
-    data = reading.read()
-    while data:
-        decoder = zlib.decompressobj(wbits=31)
-        while not decoder.eof:
-            if not data:
-                data = reading.read()
-                if not data:
-                    raise reading.cut_short()
-            try:
-                piece = decoder.decompress(data, COPY_BYTES)
-            except zlib.error as error:
-                raise reading.damaged(error) from error
-            data = decoder.unconsumed_tail
-            if piece:
-                yield piece
-        data = _after(reading, decoder.unused_data, b"\x1f\x8b\x08")
-
-
-def _after(reading: _Reading, data: bytes, magic: bytes) -> bytes:
-    """What follows one stream: zeros are passed over, another stream is given back, and anything else refused."""
-    data = data.lstrip(b"\0")
-    while len(data) < len(magic):
-        more = reading.read()
-        if not more:
-            break
-        data = (data + more).lstrip(b"\0")
-    if data and not data.startswith(magic):
-        raise reading.followed()
-    return data
-
-
-def _zst(reading: _Reading) -> Iterator[bytes]:
-    """Frames of Zstandard, block by block: one block gives 128 KiB at most, whatever it says (RFC 8878, 3.1.1)."""
-    while magic := reading.read(4):
-        if len(magic) == 4 and magic[1:] == b"\x2a\x4d\x18" and magic[0] >> 4 == 5:
-            left = int.from_bytes(reading.exactly(4), "little")
-            while left:
-                left -= len(reading.exactly(min(left, COPY_BYTES)))
-            continue
-        if magic != b"\x28\xb5\x2f\xfd":
-            raise reading.followed()
-        yield from _zst_frame(reading, magic)
-
-
-def _zst_frame(reading: _Reading, magic: bytes) -> Iterator[bytes]:
-    descriptor = reading.exactly(1)
-    flags = descriptor[0]
-    single = flags >> 5 & 1
-    rest = 1 - single + (0, 1, 2, 4)[flags & 3] + (single, 2, 4, 8)[flags >> 6]
-    decoder = zstandard.ZstdDecompressor(max_window_size=_DECODER_BYTES).decompressobj()
-    try:
-        yield decoder.decompress(magic + descriptor + reading.exactly(rest))
-        last = False
-        while not last:
-            header = reading.exactly(3)
-            value = int.from_bytes(header, "little")
-            last = bool(value & 1)
-            size = 1 if value >> 1 & 3 == 1 else value >> 3
-            if size > _ZSTD_BLOCK_BYTES:
-                raise reading.damaged("a block is larger than blocks can be")
-            yield decoder.decompress(header + reading.exactly(size))
-        if flags >> 2 & 1:
-            yield decoder.decompress(reading.exactly(4))
-    except zstandard.ZstdError as error:
-        raise reading.damaged(error) from error
-    if not decoder.eof:
-        raise reading.damaged("a frame of it does not end where it says")
-
-
-def _zip(reading: _Reading) -> Iterator[bytes]:
-    """The one image in a ZIP archive; the source is hashed afterwards, since it is not read in order."""
-    try:
-        with zipfile.ZipFile(reading.stream) as archive:
-            images = [
-                member for member in archive.infolist() if member.filename.lower().endswith((".img", ".raw"))
-            ]
-            if len(images) != 1:
-                raise reading.damaged(f"a ZIP archive has to hold one image, and this holds {len(images)}")
-            with archive.open(images[0]) as stream:
-                while piece := stream.read(COPY_BYTES):
-                    yield piece
-    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) as error:
-        raise reading.damaged(error) from error

@@ -91,6 +91,7 @@ def _run(
         "TZ": "UTC",
         "SOURCE_DATE_EPOCH": str(time_s),
         "E2FSPROGS_FAKE_TIME": str(max(time_s, 1)),
+        "E2FSCK_TIME": str(max(time_s, 1)),
         "MTOOLSRC": os.devnull,
         "MTOOLS_SKIP_CHECK": "1",
         "DEBUGFS_PAGER": "cat",

@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import json
 import os
+import shlex
 import sys
 import zipfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import BinaryIO, cast
+from typing import Any, BinaryIO, cast
 
-from . import work
+from . import removal, service, work
 from .disk import Disk, Open
 from .manifest import (
     FILES,
     MANIFEST,
     MAX_MANIFEST_BYTES,
     DamagedError,
+    Host,
     Item,
     Manifest,
     MisfitError,
@@ -29,6 +32,9 @@ from .manifest import (
 
 _OLDEST_PYTHON = (3, 11)
 _PIECE_BYTES = 2**20
+
+Said = dict[str, Any]
+"""What is printed for programs."""
 
 
 class Archive:
@@ -106,12 +112,17 @@ def install_lines(manifest: Manifest, plan: work.Plan, *, starts: bool) -> list[
     """What an installation does, for people."""
     board = f" for {manifest.board}" if manifest.board else ""
     profile = f" with the profile {manifest.profile}" if manifest.profile else ""
-    there = len(manifest.items) - len(plan.missing)
+    there = len(manifest.items) - len(plan.missing) - len(plan.kept)
     lines = [f"install edgeslm {manifest.edgeslm}{board}{profile}"]
+    if plan.before and plan.before != manifest.edgeslm:
+        lines.append(f"in place of edgeslm {plan.before}")
     lines.append(
         f"write {len(plan.missing)} files, {plan.size_bytes / 2**20:.0f} MiB"
         + (f"; {there} are there" if there else "")
     )
+    lines += [f"keep {path}: it was changed (--replace-settings replaces it)" for path in plan.kept]
+    lines += [f"replace {path}; what it was stays as {work.saved_name(path)}" for path in plan.saved]
+    lines += [f"remove {path}, which this version does not have" for path in plan.obsolete]
     if manifest.fleet:
         lines.append(
             f"join the fleet {manifest.fleet}" + (f" as {manifest.device}" if manifest.device else "")
@@ -121,19 +132,18 @@ def install_lines(manifest: Manifest, plan: work.Plan, *, starts: bool) -> list[
     return lines
 
 
-def removal_lines(removal: work.Removal, *, service: str | None) -> list[str]:
+def removal_lines(found: removal.Removal, *, service: str | None) -> list[str]:
     """What taking it away does, for people."""
-    lines = [f"uninstall edgeslm {removal.edgeslm}"]
+    lines = [f"uninstall edgeslm {found.edgeslm}"]
     if service is not None:
         lines.append(f"stop {service}")
-    lines.append(
-        f"remove {len(removal.gone)} files, and with all that they hold: {', '.join(removal.trees) or 'no directories'}"
-    )
-    if removal.state is not None:
-        lines.append(f"remove {removal.state}: identity, journal and models of this device")
-    lines += [f"keep {path}: it was changed since" for path in removal.kept]
-    if removal.cmdline:
-        lines.append(f"leave on the kernel's command line: {' '.join(removal.cmdline)}")
+    lines.append(f"remove {len(found.gone)} files")
+    lines += [f"remove {path} with all that it holds" for path in found.trees]
+    if found.state is not None:
+        lines.append(f"remove {found.state}: identity, journal and models of this device")
+    lines += [f"keep {one.path}: {one.why}" for one in found.kept]
+    if found.cmdline:
+        lines.append(f"leave on the kernel's command line: {' '.join(found.cmdline)}")
     return lines
 
 
@@ -143,21 +153,35 @@ def check_host(manifest: Manifest, root: Path, *, any_board: bool) -> None:
     Raises:
         MisfitError: it is not; everything that does not fit is named.
     """
-    found = misfits(manifest, read_host(root, manifest.python), any_board=any_board)
+    host = read_host(root, manifest.python)
+    found = misfits(manifest, host, any_board=any_board)
     if found:
-        raise MisfitError(
-            "this cannot be installed here: " + "; ".join(found), "Make an archive for this board"
-        )
+        raise MisfitError("this cannot be installed here: " + "; ".join(found), _advice(manifest, host))
 
 
-def check_privilege(root: Path) -> None:
+def _advice(manifest: Manifest, host: Host) -> str:
+    if not host.systemd or not host.glibc:
+        return "edgeslm runs as a service on systems with systemd and glibc; see docs/install.md"
+    fit = [version for version in host.pythons if tuple(map(int, version.split("."))) >= _OLDEST_PYTHON]
+    if not fit:
+        return f"Install Python {_dotted(_OLDEST_PYTHON)} or later there"
+    wanted = ["--board", manifest.board or "BOARD", "--python", fit[-1], "--glibc", host.glibc]
+    if host.machine:
+        wanted += ["--machine", host.machine]
+    return f"Make one for it: edgeslm flash archive {shlex.join(wanted)} --out FILE ..."
+
+
+def check_privilege(root: Path, command: Sequence[str]) -> None:
     """Make sure that the running system may be changed.
+
+    Args:
+        command: that was called, for the one to call instead.
 
     Raises:
         MisfitError: only root may.
     """
     if root == Path("/") and os.geteuid() != 0:
-        raise MisfitError("only root can change this system", "Put sudo before the command")
+        raise MisfitError("only root can change this system", f"Call: sudo {shlex.join(command)}")
 
 
 def perform_install(
@@ -168,35 +192,72 @@ def perform_install(
     Raises:
         OnboardError: it stopped on the way, and why.
     """
-    work.install(manifest, plan, disk, open_bytes, tell)
-    if starts:
-        work.start_service(manifest.service, tell)
+    with disk.alone():
+        work.install(manifest, plan, disk, open_bytes, tell)
+        if starts:
+            service.start_service(manifest.service, tell)
+
+
+def has_to_start(manifest: Manifest, plan: work.Plan, root: Path) -> bool:
+    """Whether the service is to be started: not where it runs already, and nothing changes."""
+    return service.is_live(root) and not (plan.is_empty and service.is_active(manifest.service))
 
 
 def perform_uninstall(
-    removal: work.Removal, installed: str, disk: Disk, tell: work.Tell, *, service: str | None
+    found: removal.Removal, installed: str, disk: Disk, tell: work.Tell, *, service_name: str | None
 ) -> None:
     """Stop the service, and take away what goes.
 
     Raises:
         OnboardError: it stopped on the way, and why.
     """
-    if service is not None:
-        work.stop_service(service, tell)
-    tell("removing files")
-    work.uninstall(removal, installed, disk)
-    if service is not None:
-        work.systemctl("daemon-reload")
+    with disk.alone():
+        if service_name is not None:
+            service.stop_service(service_name, tell)
+        tell("removing files")
+        removal.uninstall(found, installed, disk)
+        if service_name is not None:
+            service.forget_service(service_name)
+
+
+def install_record(manifest: Manifest, plan: work.Plan, root: Path, *, done: bool, started: bool) -> Said:
+    """What an installation did, for programs."""
+    return {
+        "root": str(root),
+        "edgeslm": manifest.edgeslm,
+        "before": plan.before or None,
+        "board": manifest.board or None,
+        "profile": manifest.profile or None,
+        "fleet": manifest.fleet or None,
+        "device": manifest.device or None,
+        "missing": len(plan.missing),
+        "written": len(plan.missing) if done else 0,
+        "kept": list(plan.kept),
+        "saved": [work.saved_name(path) for path in plan.saved],
+        "obsolete": list(plan.obsolete),
+        "started": started,
+    }
+
+
+def removal_record(found: removal.Removal, root: Path, *, done: bool) -> Said:
+    """What taking it away did, for programs."""
+    return {
+        "root": str(root),
+        "edgeslm": found.edgeslm,
+        "files": len(found.gone),
+        "kept": [{"path": one.path, "why": one.why} for one in found.kept],
+        "cmdline": list(found.cmdline),
+        "purged": found.state is not None and done,
+        "removed": done,
+    }
 
 
 def main(archive: Path, arguments: Sequence[str]) -> int:
     """Do what the arguments say; returns the exit status."""
     options = _parser(archive.name).parse_args(arguments)
-    if sys.version_info < _OLDEST_PYTHON:
-        _tell(f"edgeslm: it needs Python {'.'.join(map(str, _OLDEST_PYTHON))} or later")
-        return 2
+    command = ["python3", str(archive), *arguments]
     try:
-        return _run(Archive(archive), options)
+        return _run(Archive(archive), options, command)
     except OnboardError as error:
         _tell(f"edgeslm: {error.message}" + (f". {error.hint}" if error.hint else ""))
         return error.exit_code
@@ -205,25 +266,48 @@ def main(archive: Path, arguments: Sequence[str]) -> int:
         return 1
 
 
-def _run(archive: Archive, options: argparse.Namespace) -> int:
+def _run(archive: Archive, options: argparse.Namespace, command: Sequence[str]) -> int:
     manifest, root = archive.manifest, Path(options.root)
-    live = work.is_live(root) and not options.no_start
-    check_privilege(root)
-    disk = Disk(root)
-    if options.uninstall:
-        removal = work.plan_uninstall(manifest.installed, manifest.state, disk, purge=options.purge)
-        service = manifest.service if live else None
-        if _agreed(removal_lines(removal, service=service), options):
-            perform_uninstall(removal, manifest.installed, disk, _tell, service=service)
-            print("uninstalled edgeslm")  # noqa: T201 - the result
-        return 0
+    if not root.is_dir():
+        raise MisfitError(f"{root} is no directory")
+    if not options.dry_run:
+        check_privilege(root, command)
+    disk = Disk(root, manifest.state)
+    return (_uninstall if options.uninstall else _install)(archive, options, root, disk)
+
+
+def _install(archive: Archive, options: argparse.Namespace, root: Path, disk: Disk) -> int:
+    manifest = archive.manifest
     check_host(manifest, root, any_board=options.any_board)
     _tell("checking the archive")
     archive.check()
-    plan = work.plan_install(manifest, disk)
-    if _agreed(install_lines(manifest, plan, starts=live), options):
-        perform_install(manifest, plan, disk, archive.open_bytes, _tell, starts=live)
-        print(f"installed edgeslm {manifest.edgeslm}")  # noqa: T201 - the result
+    plan = work.plan_install(manifest, disk, replace_settings=options.replace_settings)
+    starts = not options.no_start and has_to_start(manifest, plan, root)
+    done = _agreed(install_lines(manifest, plan, starts=starts), options)
+    if done:
+        perform_install(manifest, plan, disk, archive.open_bytes, _tell, starts=starts)
+    record = install_record(manifest, plan, root, done=done, started=starts and done)
+    if done or options.as_json:
+        _say(record if options.as_json else f"installed edgeslm {manifest.edgeslm}")
+    return 0
+
+
+def _uninstall(archive: Archive, options: argparse.Namespace, root: Path, disk: Disk) -> int:
+    manifest = archive.manifest
+    found = removal.plan_uninstall(
+        manifest.installed, manifest.state, manifest.service, disk, purge=options.purge
+    )
+    live = service.is_live(root) and not options.no_start
+    name = manifest.service if live else None
+    done = _agreed(removal_lines(found, service=name), options)
+    if done:
+        perform_uninstall(found, manifest.installed, disk, _tell, service_name=name)
+    if done or options.as_json:
+        _say(
+            removal_record(found, root, done=done)
+            if options.as_json
+            else f"uninstalled edgeslm {found.edgeslm}"
+        )
     return 0
 
 
@@ -231,7 +315,7 @@ def _agreed(lines: Sequence[str], options: argparse.Namespace) -> bool:
     for line in lines:
         _tell(line)
     if options.dry_run:
-        _tell("nothing was done (--dry-run)")
+        _tell("dry run: nothing was done")
         return False
     if options.yes:
         return True
@@ -247,6 +331,14 @@ def _tell(text: str, end: str = "\n") -> None:
     print(text, end=end, file=sys.stderr, flush=True)  # noqa: T201 - there is no logging here
 
 
+def _say(result: Said | str) -> None:
+    print(result if isinstance(result, str) else json.dumps(result, indent=2))  # noqa: T201 - the result
+
+
+def _dotted(version: tuple[int, ...]) -> str:
+    return ".".join(map(str, version))
+
+
 def _parser(name: str) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog=name, description="Put edgeslm on this board, or take it away.")
     parser.add_argument("--dry-run", action="store_true", help="say what would be done, and do nothing")
@@ -255,7 +347,13 @@ def _parser(name: str) -> argparse.ArgumentParser:
     parser.add_argument(
         "--purge", action="store_true", help="with --uninstall: identity, journal and changed files as well"
     )
+    parser.add_argument(
+        "--replace-settings",
+        action="store_true",
+        help="settings that were changed as well; they stay as *.old",
+    )
     parser.add_argument("--any-board", action="store_true", help="install it on a board of another name")
     parser.add_argument("--no-start", action="store_true", help="leave the service alone")
     parser.add_argument("--root", default="/", metavar="DIR", help="directory that stands for / (default: /)")
+    parser.add_argument("--json", action="store_true", dest="as_json", help="print one JSON object")
     return parser

@@ -90,6 +90,7 @@ class Manifest:
         state: the service's own directory.
         agent_root: directory in it that holds versions of the agent.
         installed: file that says on the board what was installed.
+        settings: directory whose files people may change; what they changed stays as it is.
         items: in the order in which they are written.
     """
 
@@ -100,6 +101,7 @@ class Manifest:
     state: str
     agent_root: str
     installed: str
+    settings: str
     items: tuple[Item, ...]
     board: str = ""
     profile: str = ""
@@ -150,7 +152,7 @@ def decode(data: bytes) -> Manifest:
         )
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise DamagedError("its manifest is damaged") from error
-    paths = (manifest.python, manifest.state, manifest.agent_root, manifest.installed)
+    paths = (manifest.python, manifest.state, manifest.agent_root, manifest.installed, manifest.settings)
     if not all(is_plain(path) for path in paths) or not re.fullmatch(
         r"[a-z-]{1,64}\.service", manifest.service
     ):
@@ -193,6 +195,7 @@ class Host:
         glibc: version of its C library; empty where it has another one.
         model: as its device tree calls it; empty where it has none.
         python: whether the interpreter that was asked for is there.
+        pythons: versions that are there.
         systemd: whether it has systemd.
         groups: names in its ``/etc/group``.
     """
@@ -203,6 +206,7 @@ class Host:
     python: bool
     systemd: bool
     groups: frozenset[str]
+    pythons: tuple[str, ...] = ()
 
 
 def read_host(root: Path, python: str) -> Host:
@@ -227,14 +231,21 @@ def read_host(root: Path, python: str) -> Host:
         python=interpreter.is_file(),
         systemd=any(os.access(root / place, os.X_OK) for place in places),
         groups=frozenset(line.partition(":")[0] for line in groups.splitlines()),
+        pythons=_pythons(root),
     )
+
+
+def _pythons(root: Path) -> tuple[str, ...]:
+    names = [place.name.removeprefix("python") for place in root.glob("usr/bin/python3.*")]
+    return tuple(sorted((name for name in names if re.fullmatch(r"3\.\d{1,3}", name)), key=_version))
 
 
 def misfits(manifest: Manifest, host: Host, *, any_board: bool = False) -> list[str]:
     """Everything that keeps an archive from this board, a sentence each; empty where it fits."""
     found = []
     if not host.python:
-        found.append(f"it is for {manifest.python}, which is not here")
+        there = f" (here: Python {', '.join(host.pythons)})" if host.pythons else ""
+        found.append(f"it is for {manifest.python}, which is not here{there}")
     elif host.machine != manifest.machine:
         found.append(
             f"it is for {manifest.machine}, and the programs here are for {host.machine or 'another'}"

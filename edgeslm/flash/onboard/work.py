@@ -1,33 +1,30 @@
-"""Putting an archive on a board, and taking it away again.
+"""Putting an archive on a board.
 
 What always holds:
 
 * The bytes are checked, and nothing is touched before it is known that they are whole and fit.
 * What makes the rest count, such as the link that starts the service, is written when all else lasts. So a power cut
   leaves a board that starts what it started before; running it again goes on where it was cut off.
-* What was changed since it was installed stays when the rest is taken away, and is named.
+* A settings file that a person changed stays as it is, or is kept beside where it is to be replaced.
+* Identity, journal and models of the device are not touched.
 
-Left to others: asking (:mod:`main`), and what is in an archive.
+Left to others: asking (:mod:`main`), taking it away (:mod:`removal`), systemd (:mod:`service`).
 """
 
 from __future__ import annotations
 
-import json
 import os
-import shutil
-import subprocess
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
-from .disk import Disk, Open, digest
-from .manifest import Item, Manifest, OnboardError, is_plain
+from .disk import SAVED, Disk, Open
+from .manifest import Item, Manifest, OnboardError
+from .record import Known, is_as_installed, read_record
 
 RESERVE_BYTES = 64 * 2**20
 _BLOCK_BYTES = 4096
-_MAX_INSTALLED_BYTES = 2 * 2**20
 _TRIAL = "trial.json"
-_SYSTEMD_RUNS = "/run/systemd/system"
+_READABLE = 0o044
 
 Tell = Callable[[str], None]
 
@@ -38,23 +35,84 @@ class Plan:
 
     Attributes:
         missing: what is not there, or otherwise.
+        kept: settings that a person changed; they stay as they are.
+        saved: settings that a person changed and that are replaced; they stay under another name.
+        obsolete: files of the version before that this one does not have.
+        before: version that was installed before; empty where none was.
     """
 
     missing: tuple[Item, ...]
+    kept: tuple[str, ...] = ()
+    saved: tuple[str, ...] = ()
+    obsolete: tuple[str, ...] = ()
+    before: str = ""
 
     @property
     def size_bytes(self) -> int:
         """Of all files that are written."""
         return sum(item.size_bytes for item in self.missing)
 
+    @property
+    def is_empty(self) -> bool:
+        """Whether there is nothing to do."""
+        return not self.missing and not self.obsolete
 
-def plan_install(manifest: Manifest, disk: Disk) -> Plan:
+
+def plan_install(manifest: Manifest, disk: Disk, *, replace_settings: bool = False) -> Plan:
     """What there is to do.
 
+    Args:
+        replace_settings: settings that a person changed are replaced as well.
+
     Raises:
-        OnboardError: there is too little room.
+        OnboardError: there is too little room, or what says what was installed is damaged.
     """
-    plan = Plan(tuple(item for item in manifest.items if not disk.has(item)))
+    record = read_record(manifest.installed, disk)
+    known = {} if record is None else record.known()
+    missing: list[Item] = []
+    changed: list[str] = []
+    for item in manifest.items:
+        if disk.has(item):
+            continue
+        if _is_a_persons(item, known.get(item.path), manifest, disk):
+            changed.append(item.path)
+            if not replace_settings:
+                continue
+        missing.append(item)
+    kept = () if replace_settings else tuple(changed)
+    items = {item.path for item in manifest.items}
+    obsolete = [
+        one.path
+        for one in known.values()
+        if one.path not in items
+        and one.kind in {"file", "symlink"}
+        and disk.is_there(one.path)
+        and is_as_installed(one, disk)
+        # Settings that a person wrote may well name the files beside them.
+        and not (kept and one.path.startswith(f"{manifest.settings}/"))
+    ]
+    plan = Plan(
+        tuple(missing),
+        kept=kept,
+        saved=tuple(changed) if replace_settings else (),
+        obsolete=tuple(sorted(obsolete)),
+        before="" if record is None else record.edgeslm,
+    )
+    _check_room(plan, disk)
+    return plan
+
+
+def _is_a_persons(item: Item, known: Known | None, manifest: Manifest, disk: Disk) -> bool:
+    """Whether what is in the place of `item` was written or changed by a person."""
+    if item.kind != "file" or not item.path.startswith(f"{manifest.settings}/") or not item.mode & _READABLE:
+        return False  # of what only root may read nobody wrote down what it was
+    digest = disk.digest(item.path)
+    if digest is None or digest == item.sha256:
+        return False
+    return known is None or not is_as_installed(known, disk)
+
+
+def _check_room(plan: Plan, disk: Disk) -> None:
     needed: dict[int, int] = {}
     free: dict[int, int] = {}
     for item in plan.missing:
@@ -69,11 +127,10 @@ def plan_install(manifest: Manifest, disk: Disk) -> Plan:
                 f"{free[device] / 2**20:.0f} MiB are free",
                 "Free some, or use a larger card",
             )
-    return plan
 
 
 def install(manifest: Manifest, plan: Plan, disk: Disk, open_bytes: Open, tell: Tell) -> None:
-    """Write what is missing.
+    """Write what is missing, and take away what is obsolete.
 
     Raises:
         OnboardError: the bytes are damaged, or the disk refuses; running it again goes on.
@@ -81,24 +138,38 @@ def install(manifest: Manifest, plan: Plan, disk: Disk, open_bytes: Open, tell: 
     try:
         disk.leftovers(item.path for item in manifest.items)
         first = [item for item in plan.missing if not item.last]
-        tell(f"writing {len(first)} files, {plan.size_bytes / 2**20:.0f} MiB")
+        tell(f"writing {len(plan.missing)} files, {plan.size_bytes / 2**20:.0f} MiB")
+        for path in plan.saved:
+            disk.save(path)
         for item in first:
             # Those of a version that nothing leads to yet are synced all at once below.
             inside = item.path.startswith(f"{manifest.agent_root}/")
             disk.put(item, open_bytes, _owner(item, manifest, disk), synced=not inside)
         tell("making sure that it lasts")
         os.sync()
-        last = [item for item in plan.missing if item.last]
+        last = [item for item in plan.missing if item.last and item.path != manifest.installed]
         if any(item.kind == "symlink" and item.path.startswith(manifest.agent_root) for item in last):
             disk.remove(f"{manifest.agent_root}/{_TRIAL}")  # what is put there by hand is not on trial
         for item in last:
             disk.put(item, open_bytes, _owner(item, manifest, disk), synced=True)
+        for path in plan.obsolete:
+            disk.remove_file(path)
+        os.sync()
+        # From here on nobody knows any more what the version before had.
+        for item in plan.missing:
+            if item.path == manifest.installed:
+                disk.put(item, open_bytes, _owner(item, manifest, disk), synced=True)
         os.sync()
     except OSError as error:
         raise OnboardError(
             f"{error.filename or disk.root}: {error.strerror or error}",
             "Running it again goes on where it stopped",
         ) from error
+
+
+def saved_name(path: str) -> str:
+    """Under which name a person's file stays when it is replaced."""
+    return f"{path}{SAVED}"
 
 
 def _owner(item: Item, manifest: Manifest, disk: Disk) -> tuple[int, int]:
@@ -107,176 +178,3 @@ def _owner(item: Item, manifest: Manifest, disk: Disk) -> tuple[int, int]:
         return -1, -1
     own = item.path == manifest.state or item.path.startswith(f"{manifest.state}/")
     return (disk.owner_of(manifest.state) if own else None) or (0, 0)
-
-
-# --- taking it away -------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Removal:
-    """What taking it away does.
-
-    Attributes:
-        edgeslm: version that was installed.
-        gone: files and links that go.
-        trees: directories that go with all that they hold.
-        directories: that go if nothing is in them by then, the deepest first.
-        kept: paths that stay, since they were changed.
-        state: the service's own directory, where it goes as well.
-        cmdline: words that were added to the kernel's command line, and stay there.
-    """
-
-    edgeslm: str
-    gone: tuple[str, ...]
-    trees: tuple[str, ...]
-    directories: tuple[str, ...]
-    kept: tuple[str, ...]
-    state: str | None
-    cmdline: tuple[str, ...]
-
-
-def plan_uninstall(installed: str, state: str, disk: Disk, *, purge: bool) -> Removal:
-    """What there is to do.
-
-    Args:
-        installed: path of what says on the board what was installed.
-        state: the service's own directory.
-        purge: state and changed files go as well.
-
-    Raises:
-        OnboardError: nothing was installed, or what says so is damaged.
-    """
-    try:
-        place = disk.place(installed)
-        if place.stat().st_size > _MAX_INSTALLED_BYTES:
-            raise ValueError(installed)
-        found = json.loads(place.read_bytes())
-        files = [
-            (str(one["path"]), str(one["kind"]), one.get("sha256"), one.get("target"))
-            for one in found["files"]
-        ]
-        words = tuple(str(word) for word in found.get("cmdline", ()))
-    except FileNotFoundError as error:
-        raise OnboardError(
-            f"{installed} is not here: edgeslm was not installed in {disk.root} this way"
-        ) from error
-    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
-        raise OnboardError(
-            f"{installed} is damaged: {error}", "Install it again, then uninstall it"
-        ) from error
-    gone: list[str] = []
-    kept: list[str] = []
-    trees: list[str] = []
-    directories: list[str] = []
-    for path, kind, sha256, target in files:
-        if not is_plain(path) or path.count("/") < 2:
-            continue  # nothing that was ever installed lies at the top
-        if kind == "directory":
-            directories.append(path)
-        elif kind == "tree":
-            trees.append(path)
-        elif purge or _is_as_installed(disk, path, kind, sha256, target):
-            gone.append(path)
-        else:
-            kept.append(path)
-    return Removal(
-        edgeslm=str(found.get("edgeslm", ""))[:80],
-        gone=tuple(gone),
-        trees=tuple(trees),
-        directories=tuple(sorted(directories, key=lambda path: path.count("/"), reverse=True)),
-        kept=tuple(kept),
-        state=state if purge else None,
-        cmdline=words,
-    )
-
-
-def uninstall(removal: Removal, installed: str, disk: Disk) -> None:
-    """Take away what goes; what says what was installed goes last.
-
-    Raises:
-        OnboardError: the disk refuses; running it again goes on.
-    """
-    try:
-        for path in removal.gone:
-            disk.remove_file(path)
-        for path in removal.trees:
-            disk.remove(path)
-        if removal.state is not None:
-            owned = disk.place(f"{removal.state}/x").parent
-            disk.remove(removal.state)
-            if owned.is_dir():  # behind the link of a dynamic user
-                shutil.rmtree(owned)
-        disk.remove(installed)
-        for path in (*removal.directories, installed.rpartition("/")[0]):
-            disk.remove_empty(path)
-        os.sync()
-    except OSError as error:
-        raise OnboardError(
-            f"{error.filename or disk.root}: {error.strerror or error}",
-            "Running it again goes on where it stopped",
-        ) from error
-
-
-def _is_as_installed(disk: Disk, path: str, kind: str, sha256: object, target: object) -> bool:
-    place = disk.place(path)
-    try:
-        if kind == "symlink":
-            return os.readlink(place) == target  # noqa: PTH115 - as it is
-        if place.is_symlink() or not place.is_file():
-            return not place.exists()
-        return sha256 is None or digest(place) == sha256
-    except OSError:
-        return not os.path.lexists(place)
-
-
-# --- the service ----------------------------------------------------------------------------------------------
-
-
-def is_live(root: Path) -> bool:
-    """Whether `root` is this running machine, with systemd."""
-    return root == Path("/") and Path(_SYSTEMD_RUNS).is_dir()
-
-
-def systemctl(*words: str) -> None:
-    """Ask systemd for something.
-
-    Raises:
-        OnboardError: it refuses; its own words are shown.
-    """
-    command = ["systemctl", *words]
-    try:
-        done = subprocess.run(
-            command, stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace", check=False
-        )
-    except OSError as error:
-        raise OnboardError(f"systemctl cannot be run: {error.strerror}") from error
-    if done.returncode:
-        said = " ".join((done.stderr or done.stdout).split())[-500:]
-        raise OnboardError(
-            f"{' '.join(command)} failed: {said or f'exit status {done.returncode}'}",
-            f"journalctl -u {words[-1]} says more" if len(words) > 1 else None,
-        )
-
-
-def start_service(service: str, tell: Tell) -> None:
-    """Let systemd run the service, now and at each start of the board.
-
-    Raises:
-        OnboardError: it does not start.
-    """
-    systemctl("daemon-reload")
-    tell(f"starting {service}")
-    systemctl("restart", service)
-
-
-def stop_service(service: str, tell: Tell) -> None:
-    """Stop the service, where it is known.
-
-    Raises:
-        OnboardError: systemd refuses.
-    """
-    tell(f"stopping {service}")
-    known: Sequence[str] = ("show", "--property=LoadState", "--value", service)
-    done = subprocess.run(["systemctl", *known], capture_output=True, text=True, check=False)
-    if done.stdout.strip() == "loaded":
-        systemctl("stop", service)

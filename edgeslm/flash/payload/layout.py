@@ -11,6 +11,8 @@ OPT = "/opt/edgeslm"
 LAUNCHER = f"{OPT}/launch.py"
 MODELS = f"{OPT}/models"
 MANIFEST = f"{OPT}/installed.json"
+PERSONAL = f"{OPT}/personal.json"
+"""What a prepared image was told of its user, for the next card that is made of it; root's alone."""
 
 STATE = "/var/lib/edgeslm"
 AGENT_ROOT = f"{STATE}/agent"

@@ -75,6 +75,7 @@ class PayloadRequest:
         archive: of the agent.
         profile: with its parents, paths in it absolute.
         claim: by which the board joins its fleet.
+        claim_follows: it gets its claim later, before it starts.
         device: name of a device that has no claim.
         models: instead of the profile's, where there are any.
         rules: files of rules and directories of them.
@@ -86,6 +87,7 @@ class PayloadRequest:
     board: Board
     profile: Profile
     claim: Claim | None = None
+    claim_follows: bool = False
     device: str | None = None
     models: tuple[str, ...] = ()
     rules: tuple[Path, ...] = ()
@@ -163,7 +165,7 @@ def build_payload(request: PayloadRequest, directory: Path, tell: Told = lambda 
         request.board.name,
         models.references,
         device=request.device,
-        has_claim=request.claim is not None,
+        has_claim=request.claim is not None or request.claim_follows,
     )
     entries = (
         Entry(layout.OPT, "directory", mode=0o755),
