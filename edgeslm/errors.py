@@ -104,6 +104,22 @@ class BadRequestError(RequestError):
     """The request is not of the form that the wire asks for."""
 
 
+class ConstraintError(BadRequestError):
+    """The form that the answer shall have cannot be followed: it is wrong, too complex, or nothing has it.
+
+    Attributes:
+        kind: the option that states it: ``json_schema``, ``regex``, ``choices`` or ``grammar``.
+    """
+
+    def __init__(self, message: str, *, kind: str, hint: str | None = None) -> None:
+        super().__init__(message, hint=hint)
+        self.kind = kind
+
+
+class ConstraintMissingError(ConstraintError):
+    """This device cannot hold answers to a form: what does that is not installed here."""
+
+
 class UnknownModelError(RequestError):
     """The request names a model that this device does not serve."""
 

@@ -48,6 +48,7 @@ def answer_request(
         text=answer.generation.text,
         json=answer.data,
         finish_reason=answer.generation.finish_reason,
+        closed=answer.generation.closed,
         receipt=_receipt(model, answer.generation, energy, started_s - accepted_s, paused_s()),
     )
 

@@ -207,7 +207,7 @@ class Worker:
                     receipt.completion_tokens,
                     receipt.energy_net_j,
                     max((receipt.total_ms - receipt.queue_ms) / 1e3 - pacing.paused_s, 0.0),
-                    complete=result.finish_reason == "stop",
+                    complete=result.finish_reason in {"stop", "schema"},
                 )
                 if result.finish_reason == "length" and run.max_tokens < plan.ask.max_tokens:
                     plan.shortened = True

@@ -214,7 +214,8 @@ class _Turn:
     @property
     def got(self) -> dict[str, Any] | None:
         """The answer, where it is a JSON object."""
-        return self.result.data if self.result is not None else None
+        data = None if self.result is None else self.result.data
+        return data if isinstance(data, dict) else None
 
     @property
     def is_right(self) -> bool:

@@ -46,6 +46,22 @@ class Engine(Protocol):
     def step(self, token: int) -> Logits:
         """Append `token`; logits of what follows, (vocab,) float32, valid until the next call."""
 
+    def append(self, tokens: Sequence[int]) -> Logits:
+        """Append `tokens`, at least one; logits of what follows the last, as :meth:`step` gives them."""
+
+    def rewind(self, position: int) -> None:
+        """Forget all but the first `position` tokens."""
+
+    @property
+    def verify_limit(self) -> int:
+        """Most tokens that :meth:`verify` takes at once; 0 where the graph cannot."""
+
+    def verify(self, tokens: Sequence[int]) -> Logits | None:
+        """Append `tokens` in one go; logits after each of them, (tokens, vocab) float32, valid until the next call.
+
+        ``None``, and nothing appended, where the graph cannot or they are too many for it.
+        """
+
 
 def plan_chunks(count: int, position: int, context_tokens: int, sizes: Sequence[int]) -> list[int]:
     """How many tokens each prefill call takes; an entry 1 that is no member of `sizes` is a decode step.
@@ -169,6 +185,36 @@ class KvEngine:
             raise InferenceError("'decode' gave no logits")
         self._position += 1
         return logits
+
+    def append(self, tokens: Sequence[int]) -> Logits:
+        """Append `tokens`, at least one; logits of what follows the last, as :meth:`step` gives them.
+
+        Raises:
+            InferenceError: they do not fit, or the runtime fails.
+        """
+        if len(tokens) > 1:
+            self.prefill(tokens[:-1])
+        return self.step(tokens[-1])
+
+    def rewind(self, position: int) -> None:
+        """Forget all but the first `position` tokens; what lies beyond is hidden until it is overwritten.
+
+        Raises:
+            InferenceError: there are not so many.
+        """
+        if not 0 <= position <= self._position:
+            raise InferenceError(f"the cache holds {self._position} tokens, not {position}")
+        self._position = position
+
+    @property
+    def verify_limit(self) -> int:
+        """Most tokens that :meth:`verify` takes at once; 0 where the graph cannot."""
+        return 0
+
+    def verify(self, tokens: Sequence[int]) -> Logits | None:
+        """See :meth:`Engine.verify`: no graph of this form gives logits after each token."""
+        del tokens
+        return None
 
 
 def _find_context(decode: Mapping[str, Shape]) -> int:

@@ -7,21 +7,26 @@ A graph is served only after it has computed its golden vector: a runtime that l
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+from pydantic import JsonValue
+
 import edgeslm
 from edgeslm.errors import InferenceError, ModelLoadError, ProofError, RuntimeMissingError
 from edgeslm.procfs import memory_kib
 from edgeslm.runtime.backend import Runtime, choose_runtime, native_output_hidden
+from edgeslm.runtime.constraint import AnswerForm, GrammarCompiler, form_of
 from edgeslm.runtime.engine import Engine, KvEngine
 from edgeslm.runtime.executor import CompiledExecutor, SignatureExecutor, WeightCache, has_compiled_model
 from edgeslm.runtime.generation import Generation, GenerationSettings, OnText, ShouldStop, generate
 from edgeslm.runtime.prompt import PromptEncoder
 from edgeslm.runtime.sampling import SamplingSettings
+from edgeslm.runtime.speculation import EarlierAnswers, Pace
 from edgeslm.runtime.tokenizer import Tokenizer
 from edgeslm.schema.base import version_key
 from edgeslm.schema.config import RuntimeChoice
@@ -32,10 +37,15 @@ from edgeslm.schema.package import GraphProof, GraphSpec
 
 @dataclass(frozen=True)
 class Answer:
-    """An answer with its timings, and parsed where the package promises JSON objects and this is one."""
+    """An answer with its timings.
+
+    Attributes:
+        data: the answer parsed, where it was asked for in JSON, or where the package promises JSON objects and this
+            is one.
+    """
 
     generation: Generation
-    data: dict[str, object] | None
+    data: JsonValue
 
 
 def prove(engine: Engine, proof: GraphProof, path: str) -> None:
@@ -117,6 +127,9 @@ class LoadedModel:
         self._engine = open_engine(threads)
         self._tokenizer = Tokenizer(installed.file(tokenizer_file))
         self._encoder = PromptEncoder(manifest.prompt, self._tokenizer, manifest.max_prompt_tokens)
+        self._forms = GrammarCompiler(self._tokenizer, manifest.stop_tokens)
+        self._pace = Pace()
+        self._earlier = EarlierAnswers()
         self.load_s = time.perf_counter() - started
 
     def set_threads(self, threads: int) -> None:
@@ -127,6 +140,7 @@ class LoadedModel:
         """
         if threads != self.threads:
             self._engine = self._open_engine(threads)
+            self._pace = Pace()
             self.threads = threads
 
     @property
@@ -185,16 +199,19 @@ class LoadedModel:
         Raises:
             BadRequestError: see :meth:`encode`.
             TooLargeError: see :meth:`encode`.
+            ConstraintError: the form that the options ask for cannot be followed.
             InferenceError: the runtime fails; the model can still be used for the next prompt.
         """
         manifest = self.installed.manifest
         ids = self.encode(prompt)
+        form = form_of(options)
         room = self._engine.context_tokens - len(ids)
         settings = GenerationSettings(
             max_tokens=min(options.max_tokens or manifest.max_answer_tokens, room),
             stop_tokens=frozenset(manifest.stop_tokens),
             sampling=SamplingSettings(options.temperature, options.top_k, options.top_p, options.seed),
             stop=options.stop,
+            grammar=None if form is None else self._forms.compile(form),
         )
         generation = generate(
             self._engine,
@@ -203,20 +220,38 @@ class LoadedModel:
             settings,
             on_text=on_text,
             should_stop=should_stop if should_stop is not None else _no_reason,
+            pace=self._pace,
+            earlier=self._earlier,
         )
-        return Answer(generation, _parse_object(generation.text) if manifest.json_answers else None)
+        return Answer(generation, self._parse(generation, form))
+
+    def _parse(self, generation: Generation, form: AnswerForm | None) -> JsonValue:
+        if form is not None and form.kind == "json_schema":
+            return None if generation.closed is False else _parse_json(generation.text)
+        value = _parse_json(generation.text) if self.installed.manifest.json_answers else None
+        return value if isinstance(value, dict) else None
 
 
 def _no_reason() -> FinishReason | None:
     return None
 
 
-def _parse_object(text: str) -> dict[str, object] | None:
+def _parse_json(text: str) -> JsonValue:
+    """What `text` says, or ``None`` where it is no JSON, or none that could be said again in UTF-8."""
     try:
-        value = json.loads(text)
+        value: JsonValue = json.loads(text, parse_float=_finite, parse_constant=_finite)
+        if "\\u" in text:
+            json.dumps(value, ensure_ascii=False).encode()
     except (ValueError, RecursionError):
         return None
-    return value if isinstance(value, dict) else None
+    return value
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError(f"{text} is no number of JSON, or too large")
+    return value
 
 
 def check_requirements(installed: InstalledPackage, meminfo: Path = Path("/proc/meminfo")) -> None:

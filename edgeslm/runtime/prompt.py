@@ -29,7 +29,7 @@ class PromptEncoder:
         """Token ids of `prompt` in its form.
 
         Raises:
-            BadRequestError: the prompt is blank, or spells a special token.
+            BadRequestError: the prompt is blank, no Unicode text, or spells a special token.
             TooLargeError: more tokens than the model takes.
         """
         limit = _MAX_CHARS_PER_TOKEN * self._max_prompt_tokens
@@ -40,6 +40,10 @@ class PromptEncoder:
                 limit=limit,
                 unit="characters",
             )
+        try:
+            prompt.encode()
+        except UnicodeEncodeError as error:
+            raise BadRequestError(f"the prompt is not Unicode text: {error.reason}") from error
         text = unicodedata.normalize("NFC", prompt)
         if self._form.collapse_whitespace:
             text = " ".join(text.split())

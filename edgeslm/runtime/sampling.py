@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 
 from edgeslm.errors import InferenceError
 from edgeslm.runtime.executor import Logits
@@ -34,21 +35,31 @@ class TokenSampler:
         self._settings = settings
         self._random = np.random.default_rng(settings.seed) if settings.temperature > 0 else None
 
-    def choose(self, logits: Logits) -> int:
+    @property
+    def is_greedy(self) -> bool:
+        """Whether the likeliest token is always taken."""
+        return self._random is None
+
+    def choose(self, logits: Logits, allowed: npt.NDArray[np.int64] | None = None) -> int:
         """The next token id.
 
         Args:
             logits: (vocab,) float32.
+            allowed: ids to choose among, ascending; ids beyond the vocabulary are passed over.
 
         Raises:
             InferenceError: the logits hold no finite maximum, so the graph computed rubbish.
         """
+        if allowed is not None:
+            allowed = allowed[: np.searchsorted(allowed, logits.size)]
+            if not allowed.size:
+                raise InferenceError("the graph's vocabulary is smaller than the tokenizer's")
+            logits = logits[allowed]
         best = int(logits.argmax())
         if not np.isfinite(logits[best]):
             raise InferenceError("the graph computed logits that are not finite")
-        if self._random is None:
-            return best
-        return self._draw(logits, self._random)
+        chosen = best if self._random is None else self._draw(logits, self._random)
+        return chosen if allowed is None else int(allowed[chosen])
 
     def _draw(self, logits: Logits, random: np.random.Generator) -> int:
         scores = logits.astype(np.float64) / self._settings.temperature

@@ -7,7 +7,7 @@ decoded token by token: :class:`TextStream` gives out only what later tokens can
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from edgeslm.errors import ModelLoadError
 
@@ -51,14 +51,29 @@ class Tokenizer:
         text: str = self._tokenizer.decode(ids, skip_special_tokens=True)
         return text
 
+    def to_json(self) -> str:
+        """The tokenizer as its file has it, without padding and truncation."""
+        text: str = self._tokenizer.to_str()
+        return text
+
     def special_tokens(self) -> frozenset[str]:
         """Texts that encode to a special token: a prompt from outside must not contain them."""
         added = self._tokenizer.get_added_tokens_decoder().values()
         return frozenset(token.content for token in added if token.special)
 
 
+class TokenText(Protocol):
+    """Turns token ids into text as they come."""
+
+    def push(self, token: int) -> str:
+        """The text that `token` settles; empty while a character is incomplete."""
+
+    def finish(self) -> str:
+        """The rest."""
+
+
 class TextStream:
-    """Decodes ids as they come."""
+    """`TokenText` with the tokenizer's own decoder."""
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer

@@ -6,9 +6,10 @@ the model is known.
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, Self
+import json
+from typing import Annotated, Any, Final, Literal, Self
 
-from pydantic import Field, StringConstraints, model_validator
+from pydantic import Field, JsonValue, StringConstraints, field_validator, model_validator
 
 from edgeslm.errors import WireCode
 from edgeslm.schema.base import Identifier, RequestId, WireModel
@@ -17,12 +18,20 @@ MAX_PROMPT_CHARS = 32_768
 MAX_BODY_BYTES = 262_144
 """Largest message body that is parsed at all."""
 MAX_CPU_FEATURES = 512
+MAX_SCHEMA_CHARS = 32_768
+"""Longest JSON Schema or grammar that an answer can be held to, a schema as compact JSON."""
+MAX_SCHEMA_DEPTH = 64
+MAX_REGEX_CHARS = 4_096
+MAX_CHOICES = 256
 
 Priority = Literal["high", "normal", "low"]
 Task = Literal["generate", "classify", "embed", "tensor"]
 FinishReason = Literal["stop", "length", "schema", "deadline", "cancelled", "budget"]
 MeterClass = Literal["measured", "calibrated", "estimated"]
 DeviceState = Literal["online", "offline", "sleeping"]
+AnswerFormKind = Literal["json_schema", "regex", "choices", "grammar"]
+ANSWER_FORMS: Final[tuple[AnswerFormKind, ...]] = ("json_schema", "regex", "choices", "grammar")
+"""Options that hold an answer to a form; one at most."""
 
 
 class Options(WireModel):
@@ -38,6 +47,10 @@ class Options(WireModel):
         stream: publish deltas while the answer grows.
         deadline_ms: milliseconds from acceptance, queue time included, after which an answer is worthless.
         priority: who goes first.
+        json_schema: JSON Schema that the answer, as compact JSON, follows.
+        regex: regular expression that the whole answer matches; without look-around and back references.
+        choices: the answers that there can be.
+        grammar: grammar in Lark's notation (an EBNF) whose `start` the whole answer follows.
     """
 
     max_tokens: Annotated[int, Field(ge=1, le=8192)] | None = None
@@ -52,9 +65,59 @@ class Options(WireModel):
     stream: bool = False
     deadline_ms: Annotated[int, Field(ge=1, le=86_400_000)] | None = None
     priority: Priority = "normal"
+    json_schema: dict[str, Any] | None = None
+    regex: Annotated[str, StringConstraints(min_length=1, max_length=MAX_REGEX_CHARS)] | None = None
+    choices: (
+        Annotated[
+            tuple[Annotated[str, StringConstraints(min_length=1, max_length=1024)], ...],
+            Field(min_length=1, max_length=MAX_CHOICES, strict=False),
+        ]
+        | None
+    ) = None
+    grammar: Annotated[str, StringConstraints(min_length=1, max_length=MAX_SCHEMA_CHARS)] | None = None
+
+    @field_validator("json_schema")
+    @classmethod
+    def _bounded(cls, schema: dict[str, Any] | None) -> dict[str, Any] | None:
+        if schema is not None:
+            _check_depth(schema)
+            try:
+                chars = len(json.dumps(schema, ensure_ascii=False, separators=(",", ":"), allow_nan=False))
+            except (TypeError, ValueError) as error:
+                raise ValueError(f"not JSON: {error}") from error
+            if chars > MAX_SCHEMA_CHARS:
+                raise ValueError(f"a schema of {chars} characters, at most {MAX_SCHEMA_CHARS} are taken")
+        return schema
+
+    @model_validator(mode="after")
+    def _one_form(self) -> Self:
+        given = [name for name in ANSWER_FORMS if getattr(self, name) is not None]
+        if len(given) > 1:
+            raise ValueError(f"{' and '.join(given)} contradict each other: an answer has one form")
+        return self
+
+    @property
+    def answer_form(self) -> AnswerFormKind | None:
+        """The option that holds the answer to a form, where one does."""
+        return next((name for name in ANSWER_FORMS if getattr(self, name) is not None), None)
 
 
-UNSUPPORTED_OPTIONS = ("json_schema", "regex", "choices", "session")
+def _check_depth(value: Any) -> None:
+    """Refuse what is nested deeper than any sensible schema, without recursing into it."""
+    level = [value]
+    for _ in range(MAX_SCHEMA_DEPTH):
+        level = [
+            child
+            for item in level
+            if isinstance(item, dict | list | tuple)
+            for child in (item.values() if isinstance(item, dict) else item)
+        ]
+        if not level:
+            return
+    raise ValueError(f"a schema nested deeper than {MAX_SCHEMA_DEPTH} levels")
+
+
+UNSUPPORTED_OPTIONS = ("session",)
 """Options of the wire that this release refuses by name: ignoring them would change what an answer means."""
 
 
@@ -161,15 +224,19 @@ class Result(WireModel):
 
     Attributes:
         text: the answer.
-        data: the answer parsed, where it is a JSON object (``json`` on the wire).
+        data: the answer parsed, where it was asked for in JSON or the model promises an object (``json`` on the
+            wire).
+        closed: of an answer with a form that was cut short: whether its text has the form all the same, because the
+            device could complete it.
     """
 
     v: Literal[1] = 1
     id: str
     device: str
     text: str | None = None
-    data: dict[str, Any] | None = Field(default=None, alias="json")
+    data: JsonValue = Field(default=None, alias="json")
     finish_reason: FinishReason | None = None
+    closed: bool | None = None
     receipt: Receipt | None = None
     error: ErrorBody | None = None
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from pathlib import Path
 
-from edgeslm.errors import BadRequestError, TooLargeError
+from edgeslm.errors import BadRequestError, ConstraintMissingError, TooLargeError
 from edgeslm.runtime.generation import Generation, OnText, ShouldStop
 from edgeslm.runtime.model import Answer
 from edgeslm.schema.installed import InstalledPackage
@@ -94,7 +94,13 @@ class EchoModel:
         Raises:
             BadRequestError: it has no words.
             TooLargeError: it has more than 100.
+            ConstraintMissingError: the answer shall have a form, which words said back have not.
         """
+        if options.answer_form is not None:
+            raise ConstraintMissingError(
+                f"option '{options.answer_form}' is not supported by a simulated model",
+                kind=options.answer_form,
+            )
         words = _words(prompt)
         started = time.perf_counter()
         said: list[str] = []

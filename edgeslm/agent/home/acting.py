@@ -127,7 +127,7 @@ class Listener:
             return Reply("that took too long", done=False)
         if self._home is None:
             return Reply(result.text or "", done=True)
-        if result.data is None:
+        if not isinstance(result.data, dict):
             return Reply("that was not understood", done=False)
         return self._home.act(result.data)
 

@@ -1,0 +1,165 @@
+"""More than one token a step, where that pays on this board: what is known beforehand, and what is guessed.
+
+Known beforehand are the tokens that a constraint forces. Guessed are copies: where the last few tokens stand
+earlier in the prompt, in the answer or in an earlier answer, what followed there is proposed, and the model checks
+all of it in one go (prompt lookup, after Saxena 2023). A guess never changes an answer: a token is taken only where
+the model itself says it.
+
+Nothing here is settled beforehand: :class:`Pace` measures what one token, several known ones and several guessed
+ones take, and leaves out what is slower than one by one; now and then it looks again.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Iterable, Sequence
+
+from edgeslm.runtime.engine import Engine
+from edgeslm.runtime.executor import Logits
+
+_GRAMS = (4, 3, 2)
+"""How many of the last tokens have to stand somewhere else as well; long matches are looked for first."""
+_SEPARATOR = -1
+_MAX_REMEMBERED = 2_048
+_MAX_DRAFT = 16
+_LOOK_AGAIN = 64
+"""After so many occasions that were left out, one is taken again to measure it."""
+
+
+class Average:
+    """A running mean that follows changes but no single outlier: the machine has other work as well."""
+
+    def __init__(self) -> None:
+        self.value = 0.0
+        self.count = 0
+
+    def add(self, value: float) -> None:
+        """One more measurement."""
+        self.count += 1
+        if self.count > 1:
+            value = min(value, 4 * self.value) if self.value > 0 else value
+        self.value += (value - self.value) / min(self.count, 8)
+
+
+class Pace:
+    """What computing takes with this engine, and which way is the fastest."""
+
+    def __init__(self) -> None:
+        self._step = Average()
+        self._known: dict[int, Average] = {}
+        self._known_left_out = 0
+        self._guess = Average()
+        self._gain = Average()
+        self._guesses_left_out = 0
+
+    def append(self, engine: Engine, tokens: Sequence[int]) -> Logits:
+        """Append `tokens`, together or one by one; logits of what follows.
+
+        Raises:
+            InferenceError: what the engine raises.
+        """
+        *known, last = tokens
+        if known and not self._are_slower_together(len(known)):
+            started = time.perf_counter()
+            engine.prefill(known)
+            self._known.setdefault(len(known).bit_length(), Average()).add(time.perf_counter() - started)
+        else:
+            for token in known:
+                self._timed_step(engine, token)
+        return self._timed_step(engine, last)
+
+    def _timed_step(self, engine: Engine, token: int) -> Logits:
+        started = time.perf_counter()
+        logits = engine.step(token)
+        self._step.add(time.perf_counter() - started)
+        return logits
+
+    def _are_slower_together(self, count: int) -> bool:
+        together = self._known.get(count.bit_length())
+        if together is None or together.count < 2 or not self._step.count:  # the first warms up
+            return False
+        if together.value <= count * self._step.value:
+            return False
+        self._known_left_out += 1
+        return self._known_left_out % _LOOK_AGAIN != 0
+
+    def draft_limit(self, engine: Engine, pending: int, room: int) -> int:
+        """Most tokens that are worth guessing now; 0 where guessing does not pay.
+
+        Args:
+            pending: tokens that have to be computed anyway, at least one.
+            room: tokens that fit, or that may still come.
+        """
+        limit = min(engine.verify_limit - pending, room, _MAX_DRAFT)
+        if limit <= 0:
+            return 0
+        if self._gain.count >= 4 and self._gain.value <= 0:  # a few tries before it is judged
+            self._guesses_left_out += 1
+            if self._guesses_left_out % _LOOK_AGAIN:
+                return 0
+        return limit
+
+    def verify(self, engine: Engine, tokens: Sequence[int]) -> Logits | None:
+        """:meth:`Engine.verify`, measured."""
+        started = time.perf_counter()
+        rows = engine.verify(tokens)
+        self._guess.add(time.perf_counter() - started)
+        return rows
+
+    def judge(self, pending: int, confirmed: int) -> None:
+        """After a :meth:`verify`: `pending` tokens were needed anyway, `confirmed` guessed ones were right."""
+        if self._step.count:
+            self._gain.add((pending + confirmed) * self._step.value - self._guess.value)
+
+    def figures(self) -> dict[str, float]:
+        """What was measured, for people who wonder: seconds, and what a guess saves (0 is nothing)."""
+        return {"step_s": self._step.value, "guess_s": self._guess.value, "guess_gain": self._gain.value}
+
+
+class Copies:
+    """Where in what was said before the last few tokens stand, and what followed there."""
+
+    def __init__(self, *sequences: Iterable[int]) -> None:
+        self._tokens: list[int] = []
+        self._after: dict[tuple[int, ...], int] = {}
+        for sequence in sequences:
+            self.extend([*sequence, _SEPARATOR])
+        if self._tokens:
+            self._tokens.pop()
+
+    def extend(self, tokens: Iterable[int]) -> None:
+        """`tokens` come next."""
+        for token in tokens:
+            at = len(self._tokens)
+            # What ends before this token is only now followed by something.
+            for size in _GRAMS:
+                if at >= size:
+                    self._after[tuple(self._tokens[at - size :])] = at
+            self._tokens.append(token)
+
+    def propose(self, limit: int) -> list[int]:
+        """What probably comes next: at most `limit` tokens, often none."""
+        for size in _GRAMS:
+            at = self._after.get(tuple(self._tokens[-size:])) if len(self._tokens) >= size else None
+            if at is not None:
+                found = self._tokens[at : at + limit]
+                return found[: found.index(_SEPARATOR)] if _SEPARATOR in found else found
+        return []
+
+
+class EarlierAnswers:
+    """The last answers' tokens, for :class:`Copies`."""
+
+    def __init__(self) -> None:
+        self._answers: deque[tuple[int, ...]] = deque()
+
+    def all(self) -> list[tuple[int, ...]]:
+        """The answers, the oldest first."""
+        return list(self._answers)
+
+    def add(self, answer: tuple[int, ...]) -> None:
+        """One more; the oldest go."""
+        self._answers.append(answer[:_MAX_REMEMBERED])
+        while sum(map(len, self._answers)) > _MAX_REMEMBERED:
+            self._answers.popleft()
