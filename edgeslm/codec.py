@@ -50,7 +50,7 @@ def plain(body: bytes, *, max_bytes: int = MAX_PLAIN_BYTES) -> bytes:
 
     Raises:
         BodySizeError: it becomes longer than `max_bytes`.
-        CodecError: it says that it is compressed and is not, or is cut off, or more follows.
+        CodecError: it says that it is compressed and is not, or is cut off, or more follows, or it is so twice.
     """
     if not is_compressed(body):
         if len(body) > max_bytes:
@@ -67,6 +67,8 @@ def plain(body: bytes, *, max_bytes: int = MAX_PLAIN_BYTES) -> bytes:
         raise CodecError(
             "the gzip body is cut off" if not unpacker.eof else "something follows the gzip body"
         )
+    if is_compressed(found):
+        raise CodecError("compressed twice")
     return found
 
 

@@ -37,7 +37,7 @@ from edgeslm.errors import (
     JournalError,
     RequestError,
 )
-from edgeslm.schema.message import Info, PromptRequest, Result
+from edgeslm.schema.message import ANSWER_FORMS, Info, PromptRequest, Result
 
 if TYPE_CHECKING:
     from edgeslm.agent.renewal import Renewal
@@ -718,6 +718,8 @@ class Agent:
         """The same id once more: its one answer goes to this requester too."""
         if (first.prompt, first.model or again.model) != (again.prompt, again.model or first.model):
             raise BadRequestError(f"id '{again.id}' was used for another prompt")
+        if any(getattr(first.options, name) != getattr(again.options, name) for name in ANSWER_FORMS):
+            raise BadRequestError(f"id '{again.id}' was used for another form of answer")
         if running is not None:
             if reply in running.replies:
                 return

@@ -198,7 +198,7 @@ def cells(answer: Answer) -> list[str | None]:
     if not answer.is_answered or receipt is None:
         return [answer.device, f"({words(answer)})", *[None] * 5]
     text = _one_line(answer.text or "")
-    if answer.finish_reason not in {"stop", None}:
+    if answer.finish_reason not in {"stop", "schema", None}:
         text = f"{text} [ended early: {answer.finish_reason}]".lstrip()
     return [
         answer.device,

@@ -237,9 +237,11 @@ def add(
     """
     fleet = open_fleet(fleet_dir, fleet_name)
     repository, keys = open_repository(fleet), keys_of(fleet, keys_dir)
+    from edgeslm.cli.wiring_rules import check_package_rules  # noqa: PLC0415
     from edgeslm.fleet.assignments import running_packages  # noqa: PLC0415
     from edgeslm.fleet.distribution import prepared, release_prepared  # noqa: PLC0415
 
+    check_package_rules(package)
     with fleet.store.read() as session:
         running = running_packages(session)
     with prepared(repository, package, with_deltas=not no_delta, running=running) as made:

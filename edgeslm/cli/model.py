@@ -65,8 +65,11 @@ def verify(package: str, run_it: bool, as_json: bool) -> None:
 
     path = wiring.package_path(package)
     report = verify_package(path)
+    rules = _check_rules(path) if any(member.role == "rules" for member in report.members) else 0
     lines = [f"{member.name}: {member.size_bytes:,} bytes, sha256 as stated" for member in report.members]
     lines.append(f"{report.name}@{report.version} is whole: sha256 {report.sha256}")
+    if rules:
+        lines.append(f"{rules} rules in it are well formed")
     data = report.model_dump(mode="json")
     if run_it:
         loaded = wiring.open_model(str(path))
@@ -85,15 +88,24 @@ def verify(package: str, run_it: bool, as_json: bool) -> None:
 @model.command()
 @click.argument("directory", type=click.Path(exists=True, file_okay=False, path_type=Path))
 @click.option("--out", "-o", type=click.Path(path_type=Path, dir_okay=False), help="Default: DIRECTORY.slm.")
+@click.option(
+    "--rules",
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    help="Directory of rules for the package to bring along. Default: DIRECTORY/rules, if there is one.",
+)
 @json_option
 @reporting_errors
-def pack(directory: Path, out: Path | None, as_json: bool) -> None:
+def pack(directory: Path, out: Path | None, rules: Path | None, as_json: bool) -> None:
     """Write DIRECTORY (manifest.yaml or manifest.json, and the files it names) as a package."""
     from edgeslm.models.inspect import summary  # noqa: PLC0415
-    from edgeslm.models.packing import pack_directory  # noqa: PLC0415
+    from edgeslm.models.packing import RULES_NAME, pack_directory  # noqa: PLC0415
 
     written = out or Path(f"{directory.resolve().name}.slm")
-    sha256 = pack_directory(directory, written)
+    if rules or (directory / RULES_NAME).is_dir():
+        from edgeslm.agent.rules.loading import load_rules  # noqa: PLC0415
+
+        load_rules([rules or directory / RULES_NAME])
+    sha256 = pack_directory(directory, written, rules)
     if as_json:
         print_json(summary(written))
     else:
@@ -151,6 +163,12 @@ def run(
         sys.exit(1)
 
 
+def _check_rules(path: Path) -> int:
+    from edgeslm.cli.wiring_rules import check_package_rules  # noqa: PLC0415
+
+    return check_package_rules(path)
+
+
 def _describe(found: PackageSummary) -> str:
     rows = [
         ("package", f"{found.name}@{found.version}, {found.size_bytes:,} bytes"),
@@ -164,6 +182,7 @@ def _describe(found: PackageSummary) -> str:
         ("tokens", f"context {found.context_tokens}, prompt at most {found.max_prompt_tokens}"),
         ("answers", "JSON objects" if found.json_answers else "text"),
         ("golden", f"{found.golden_cases} prompts with known answers"),
+        *([("rules", ", ".join(found.rules))] if found.rules else []),
         ("needs", f"{found.requires.ram_mb} MB of memory, agent {found.requires.agent} or later"),
         *(("licence", f"{item.spdx}: {item.of}") for item in found.licenses),
     ]

@@ -36,6 +36,9 @@ _FILE = click.Path(path_type=Path, dir_okay=False, exists=True)
 @click.option("--priority", type=click.Choice(["high", "normal", "low"]), default="normal", show_default=True)
 @click.option("--stream/--no-stream", default=True, help="Whether to show the answer while it grows.")
 @click.option(
+    "--gzip", "compresses", is_flag=True, help="Compress prompt and answer, where that makes them shorter."
+)
+@click.option(
     "--timeout", "timeout_s", type=click.FloatRange(0.1), default=60.0, show_default=True, help="Seconds."
 )
 @host_option
@@ -59,6 +62,7 @@ def prompt(
     model: str | None,
     priority: str,
     stream: bool,
+    compresses: bool,
     timeout_s: float,
     **flags: Any,
 ) -> None:
@@ -80,10 +84,17 @@ def prompt(
         topic = _topic(client, fleet, device, pool)
         for line in prompts:
             try:
-                request = PromptRequest(id=str(uuid.uuid4()), prompt=line, model=model, options=options)
+                request = PromptRequest(
+                    id=str(uuid.uuid4()),
+                    prompt=line,
+                    model=model,
+                    options=options,
+                    accept_encoding=("gzip",) if compresses else (),
+                )
             except ValidationError as error:
                 raise UsageError(describe(error)) from error
-            printer.result(client.ask(topic, request, _shown_by(printer), timeout_s))
+            result = client.ask(topic, request, _shown_by(printer), timeout_s, compresses=compresses)
+            printer.result(result)
     if printer.failures:
         sys.exit(1)
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import click
@@ -13,6 +15,9 @@ from edgeslm.codec import describe
 from edgeslm.errors import UsageError
 from edgeslm.schema.message import MAX_PROMPT_CHARS, Options, Receipt, Result
 
+_FORM_FILE = click.Path(path_type=Path, dir_okay=False, exists=True)
+_MAX_FORM_BYTES = 1_048_576
+"""Far above what is taken; the rest of a longer file is not even read."""
 _OPTION_FLAGS: list[Callable[[Any], Any]] = [
     click.option("--max-tokens", type=int, help="Most tokens of the answer."),
     click.option("--temperature", type=float, help="0 is greedy (default)."),
@@ -20,6 +25,15 @@ _OPTION_FLAGS: list[Callable[[Any], Any]] = [
     click.option("--top-p", type=float, help="Sample among the likeliest tokens up to this probability."),
     click.option("--seed", type=int, help="Makes sampling repeatable."),
     click.option("--stop", multiple=True, help="String that ends the answer; may be given several times."),
+    click.option(
+        "--json-schema",
+        "json_schema",
+        type=_FORM_FILE,
+        help="File with a JSON Schema that the answer follows.",
+    ),
+    click.option("--regex", help="Regular expression that the whole answer matches."),
+    click.option("--choices", help="The answers that there can be, with commas between them."),
+    click.option("--grammar", type=_FORM_FILE, help="File with a grammar in Lark's notation."),
     click.option("--deadline-ms", type=int, help="Milliseconds after which an answer is worthless."),
 ]
 
@@ -39,13 +53,43 @@ def parse_options(flags: dict[str, Any]) -> Options:
     """`flags` as request options.
 
     Raises:
-        UsageError: a value is out of its range.
+        UsageError: a value is out of its range, or a file that one names is of no use.
     """
     given = {name: value for name, value in flags.items() if value is not None and value != ()}
+    if "json_schema" in given:
+        given["json_schema"] = _read_schema(given["json_schema"])
+    if "grammar" in given:
+        given["grammar"] = _read_form(given["grammar"])
+    if "choices" in given:
+        given["choices"] = tuple(filter(None, (choice.strip() for choice in given["choices"].split(","))))
     try:
         return Options.model_validate(given)
     except ValidationError as error:
         raise UsageError(describe(error).replace("_", "-")) from error
+
+
+def _read_schema(path: Path) -> dict[str, Any]:
+    try:
+        schema = json.loads(_read_form(path))
+    except (ValueError, RecursionError) as error:
+        raise UsageError(f"{path} is no JSON: {error}") from error
+    if not isinstance(schema, dict):
+        raise UsageError(f"{path} is no JSON Schema: it holds no object")
+    return schema
+
+
+def _read_form(path: Path) -> str:
+    try:
+        with path.open("rb") as file:
+            return file.read(_MAX_FORM_BYTES).decode("utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"{path} cannot be read: {error}") from error
+
+
+def _closed_words(closed: bool | None) -> str:
+    if closed is None:
+        return ""
+    return ", completed to its form" if closed else ", without its form"
 
 
 def read_prompts(text: str | None, *, batch: bool) -> Iterator[str]:
@@ -133,7 +177,7 @@ class Printer:
             click.echo(f"edgeslm: {result.error.code}: {result.error.message}{again}", err=True)
             return
         click.echo((result.text or "")[shown:])
-        if result.finish_reason not in {"stop", None}:
-            click.echo(f"  [ended early: {result.finish_reason}]", err=True)
+        if result.finish_reason not in {"stop", "schema", None}:
+            click.echo(f"  [ended early: {result.finish_reason}{_closed_words(result.closed)}]", err=True)
         if result.receipt is not None and sys.stderr.isatty():
             click.echo(click.style(f"  {receipt_line(result.receipt)}", dim=True), err=True)

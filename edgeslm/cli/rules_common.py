@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,6 +15,7 @@ from edgeslm.schema.message import PromptRequest, Result
 from edgeslm.schema.rule_trace import FiringTrace
 
 if TYPE_CHECKING:
+    from edgeslm.agent.rules.compiled import RuleSet
     from edgeslm.cli.wiring_rules import Answer
 
 DEFAULT_MODEL = "builtin:home-command"
@@ -32,6 +34,25 @@ answers_option = click.option(
 )
 
 _COLOURS = {"acted": "green", "dry_run": "cyan", "refused": "red", "failed": "red"}
+
+
+def load_files(files: Sequence[Path]) -> RuleSet:
+    """The rules in files, in directories of them, and in packages (``*.slm``), read together as on a device.
+
+    Raises:
+        RuleFileError: something is wrong with one of them.
+        PackageError: one is no package.
+    """
+    from edgeslm.agent.rules.brought import brought_files  # noqa: PLC0415
+    from edgeslm.agent.rules.loading import load_rules  # noqa: PLC0415
+
+    packages = [path for path in files if path.suffix == ".slm"]
+    own = [path for path in files if path not in packages]
+    if not packages:
+        return load_rules(own)
+    from edgeslm.models.package import read_rules  # noqa: PLC0415
+
+    return load_rules(own, [file for path in packages for file in brought_files(*read_rules(path))])
 
 
 def choose_answers(model: str | None, answers: Path | None) -> Answer:

@@ -12,7 +12,14 @@ from typing import TYPE_CHECKING
 import click
 
 from edgeslm.cli.output import json_option, print_json, printable, reporting_errors
-from edgeslm.cli.rules_common import answers_option, choose_answers, files_argument, model_option, show_trace
+from edgeslm.cli.rules_common import (
+    answers_option,
+    choose_answers,
+    files_argument,
+    load_files,
+    model_option,
+    show_trace,
+)
 from edgeslm.errors import RuleFileError, UsageError
 from edgeslm.schema.rule_trace import RecordedMessage
 
@@ -27,14 +34,13 @@ _MESSAGE_GAP_S = 0.001
 @json_option
 @reporting_errors
 def check(files: Sequence[Path], as_json: bool) -> None:
-    """Check files of rules, and directories of them, as a device would read them. Exit code 2 if one is wrong.
+    """Check files of rules, directories of them, and packages that bring some, as a device would read them.
 
-    All of them are read together, as on a device: rules call each other across files, and circles do not stop at them.
+    Exit code 2 if one is wrong. All of them are read together, as on a device: rules call each other across files, and
+    circles do not stop at them.
     """
-    from edgeslm.agent.rules.loading import load_rules  # noqa: PLC0415
-
     try:
-        rules = load_rules(files)
+        rules = load_files(files)
     except RuleFileError as error:
         if as_json:
             body = {
@@ -62,11 +68,13 @@ def _show_rules(rules: RuleSet, *, as_json: bool) -> None:
                     {
                         "name": rule.name,
                         "file": rule.file,
+                        "origin": rule.origin,
                         "triggers": [key[1] for key in rule.triggers],
                         "prompt": rule.prompt is not None,
                     }
                     for rule in rules.rules.values()
                 ],
+                "overridden": [item.model_dump(mode="json") for item in rules.overridden],
                 "subscriptions": subscriptions,
             }
         )
@@ -114,11 +122,10 @@ def test(
     as_json: bool,
 ) -> None:
     """Let rules hear messages and show what they would do. Nothing is published; time passes at once."""
-    from edgeslm.agent.rules.loading import load_rules  # noqa: PLC0415
     from edgeslm.agent.rules.replay import replay as replay_rules  # noqa: PLC0415
 
     recorded = list(_messages(messages, _moment(at)))
-    rules = load_rules(files)
+    rules = load_files(files)
     fired = 0
     for trace in replay_rules(rules, recorded, choose_answers(model, answers), until_s=for_s):
         fired += 1
@@ -207,11 +214,10 @@ def replay(
     The clock is the log's and an answer comes in the moment of its question, so that the same log, rules and model give
     the same output.
     """
-    from edgeslm.agent.rules.loading import load_rules  # noqa: PLC0415
     from edgeslm.agent.rules.replay import read_log  # noqa: PLC0415
     from edgeslm.agent.rules.replay import replay as replay_rules  # noqa: PLC0415
 
-    rules = load_rules(files)
+    rules = load_files(files)
     fired = 0
     for trace in replay_rules(rules, read_log(log), choose_answers(model, answers), until_s=for_s):
         fired += 1

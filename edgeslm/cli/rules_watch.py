@@ -80,12 +80,22 @@ def status(state_dir: Path, as_json: bool) -> None:
         click.echo(f"{found.shed} messages were dropped: more came than could be looked at")
     if found.rules:
         width = max(len(rule.name) for rule in found.rules)
-        click.echo(f"{'RULE':{width}}  LOOKED  FIRED  ACTED  SKIPPED  REFUSED  FAILED  LAST")
-        for rule in found.rules:
+        origins = [rule.origin or "own" for rule in found.rules]
+        # Where all are the device's own, nobody asks.
+        wide = max(map(len, origins)) + 2 if any(rule.origin for rule in found.rules) else 0
+        click.echo(
+            f"{'RULE':{width}}  {'FROM' if wide else '':{wide}}LOOKED  FIRED  ACTED  SKIPPED  REFUSED  FAILED  LAST"
+        )
+        for rule, origin in zip(found.rules, origins, strict=True):
             click.echo(
-                f"{rule.name:{width}}  {rule.looked:>6}  {rule.fired:>5}  {rule.acted:>5}  {rule.skipped:>7}  "
-                f"{rule.refused:>7}  {rule.failed:>6}  {printable(rule.last)[:80]}"
+                f"{rule.name:{width}}  {origin if wide else '':{wide}}{rule.looked:>6}  {rule.fired:>5}  "
+                f"{rule.acted:>5}  {rule.skipped:>7}  {rule.refused:>7}  {rule.failed:>6}  "
+                f"{printable(rule.last)[:80]}"
             )
+    for gone in found.overridden:
+        click.echo(
+            f"not in use: {gone.name} of {gone.origin}, since {printable(gone.by)} has a rule of that name"
+        )
     if found.inputs:
         width = max(len(item.name) for item in found.inputs)
         click.echo(f"{'INPUT':{width}}  {'VALUE':>12}  {'AGE':>8}  FAULTS  TOPIC")

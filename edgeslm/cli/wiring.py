@@ -27,8 +27,10 @@ if TYPE_CHECKING:
     from edgeslm.agent.power_side import PowerSide
     from edgeslm.agent.recent_log import RecentLog
     from edgeslm.agent.renewal import Renewal
+    from edgeslm.agent.rules.brought import BroughtRules
     from edgeslm.agent.rules.runner import RuleRunner
-    from edgeslm.agent.service import Agent
+    from edgeslm.agent.service import Agent, RuleSide
+    from edgeslm.agent.update.ports import Content
     from edgeslm.cli.wiring_config import Settings
     from edgeslm.cli.wiring_updates import Updates
     from edgeslm.link.port import Link, Message
@@ -244,8 +246,11 @@ def build_agent(
     board = choose_board(config.board)
     threads = config.threads or board.threads
     files = _package_files(config, config_dir)
-    will = availability(config.fleet, config.device, "offline")
-    link = MqttLink(config.broker, f"edgeslm-{config.fleet}-{config.device}", will)
+    link = MqttLink(
+        config.broker,
+        f"edgeslm-{config.fleet}-{config.device}",
+        availability(config.fleet, config.device, "offline"),
+    )
     sizes_bytes: dict[str, int] = {}
     power, listeners = build_power(config, board, link, threads, sizes_bytes)
     steward = power.steward
@@ -259,7 +264,8 @@ def build_agent(
         if steward is not None and not steward.knows(model.name):
             try_out(model, board, steward)
 
-    updates = _build_updates(config, identity, files, board, power, threads, link, on_hang)
+    brought = _brought_rules(config, config_dir, has_file=bool(settings and settings.path))
+    updates = _build_updates(config, identity, files, board, power, threads, link, on_hang, brought)
     try:
         if updates is None:
             store_dir = config.state_dir / "models"
@@ -290,7 +296,7 @@ def build_agent(
             updates=None if updates is None else updates.following,
             renewal=None if identity is None else build_renewal(config, identity, board, link, on_restart),
             operations=build_operations(parts, on_restart),
-            rules=_build_rules(config, config_dir, power, has_file=bool(settings and settings.path)),
+            rules=_build_rules(config, brought, power, models if updates is None else None),
             home=build_home(parts, config_dir, board, listeners),
             link_beats=lambda: link.beats,
             before_first_contact=before_first_contact,
@@ -359,26 +365,47 @@ def _package_files(config: AgentConfig, config_dir: Path) -> dict[str, Path]:
     return files
 
 
-def _build_rules(
-    config: AgentConfig, config_dir: Path, power: PowerSide, *, has_file: bool
-) -> RuleRunner | None:
-    """What runs the device's rules; its code is loaded only where there are any.
+def _brought_rules(config: AgentConfig, config_dir: Path, *, has_file: bool) -> BroughtRules:
+    """What knows of rules that packages bring, beside the device's own.
 
     Args:
         has_file: `config` comes from a file, beside which there may be rules.
-
-    Raises:
-        JournalError: their trace cannot be kept.
     """
+    from edgeslm.agent.rules.brought import BroughtRules  # noqa: PLC0415
+
     paths = [path if path.is_absolute() else config_dir / path for path in config.rules]
     if not paths:
         places = [config_dir / RULES_NAME] if has_file else []
         paths = [path for path in (*places, config.state_dir / RULES_NAME) if path.is_dir()]
-    if not paths:
-        return None
-    from edgeslm.cli.wiring_rules import build_runner  # noqa: PLC0415
+    return BroughtRules(paths)
 
-    return build_runner(paths, config.state_dir, power.telemetry)
+
+def _build_rules(
+    config: AgentConfig, brought: BroughtRules, power: PowerSide, fixed: Mapping[str, Model] | None
+) -> RuleSide | None:
+    """What runs the device's rules; its code is loaded only where there are any.
+
+    Args:
+        fixed: the models, where they stay; ``None`` where updates bring others, perhaps with rules.
+
+    Raises:
+        JournalError: their trace cannot be kept.
+    """
+    if fixed is not None:
+        brought.use({name: model.installed for name, model in fixed.items()})
+
+    def make() -> RuleRunner:
+        from edgeslm.cli.wiring_rules import build_runner  # noqa: PLC0415
+
+        return build_runner(brought, config.state_dir, power.telemetry)
+
+    if brought.own or brought:
+        return make()
+    if fixed is not None:
+        return None
+    from edgeslm.agent.rules.late import LateRules  # noqa: PLC0415
+
+    return LateRules(brought, make)
 
 
 def _build_updates(
@@ -390,6 +417,7 @@ def _build_updates(
     threads: int,
     link: Link,
     on_hang: Callable[[], None] | None,
+    content: Content,
 ) -> Updates | None:
     """What updates the models; its code is loaded only where something does."""
     if identity is None or config.updates.releases == NO_RELEASES:
@@ -408,6 +436,7 @@ def _build_updates(
         threads,
         link.publish,
         on_hang,
+        content,
     )
 
 
@@ -492,7 +521,10 @@ def try_out(model: Model, board: Board, steward: Steward) -> None:
         span = meter.begin(Cause("test", model=model.name))
         made = model.answer(case.prompt, Options(max_tokens=_TRIAL_TOKENS)).generation
         spent = Spent(
-            len(made.token_ids), span.end().net_j, made.total_s, complete=made.finish_reason == "stop"
+            len(made.token_ids),
+            span.end().net_j,
+            made.total_s,
+            complete=made.finish_reason in {"stop", "schema"},
         )
         steward.learn(model.name, made.prompt_tokens, spent)
 

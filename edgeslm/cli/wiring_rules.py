@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from edgeslm.agent.rules.brought import BroughtRules
 from edgeslm.agent.rules.runner import RuleRunner
 from edgeslm.agent.rules.trace import TRACE_NAME, TraceStore
 from edgeslm.agent.telemetry import Telemetry
@@ -30,8 +31,8 @@ Answer = Callable[[PromptRequest, str], Result]
 """Answers a prompt on the account of a rule; an error is a result, too."""
 
 
-def build_runner(paths: Sequence[Path], state_dir: Path, telemetry: Telemetry) -> RuleRunner:
-    """The rules of an agent.
+def build_runner(brought: BroughtRules, state_dir: Path, telemetry: Telemetry) -> RuleRunner:
+    """The rules of an agent: its own, and those that packages brought.
 
     Raises:
         JournalError: their trace cannot be kept.
@@ -40,7 +41,25 @@ def build_runner(paths: Sequence[Path], state_dir: Path, telemetry: Telemetry) -
     def raise_event(kind: str, detail: str, figures: Mapping[str, float | str]) -> None:
         telemetry.event("rule" if kind == "rule" else "rules", detail, **figures)
 
-    return RuleRunner(paths, TraceStore(state_dir / TRACE_NAME), raise_event)
+    return RuleRunner(brought.own, TraceStore(state_dir / TRACE_NAME), raise_event, brought=brought)
+
+
+def check_package_rules(path: Path) -> int:
+    """Check the rules that the package file at `path` brings, as a device without others does; how many there are.
+
+    Raises:
+        PackageError: it is no package.
+        RuleFileError: a rule in it is wrong.
+    """
+    from edgeslm.agent.rules.brought import brought_files  # noqa: PLC0415
+    from edgeslm.models.package import read_rules  # noqa: PLC0415
+
+    files = brought_files(*read_rules(path))
+    if not files:
+        return 0
+    from edgeslm.agent.rules.loading import compile_rules  # noqa: PLC0415
+
+    return len(compile_rules([], files).rules)
 
 
 def model_answers(reference: str) -> Answer:

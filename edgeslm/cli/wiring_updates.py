@@ -19,7 +19,7 @@ from edgeslm.agent.following import Assigned, Following, Judge, Reports
 from edgeslm.agent.ports import Message
 from edgeslm.agent.update.change import Wanted
 from edgeslm.agent.update.journal import UpdateJournal
-from edgeslm.agent.update.ports import Cancelled, DeviceFacts, EnergyCount, OnBytes
+from edgeslm.agent.update.ports import Cancelled, Content, DeviceFacts, EnergyCount, OnBytes
 from edgeslm.agent.update.updater import Updater
 from edgeslm.agent.update.watchdog import Watchdog, kernel_alarm
 from edgeslm.cli.wiring import CACHE_NAME
@@ -455,6 +455,7 @@ class Updates:
         publish: Callable[[Message], int | None],
         follow_budget: Callable[[str | None], None],
         on_hang: Callable[[], None] | None = None,
+        content: Content | None = None,
     ) -> None:
         """Put it together.
 
@@ -464,6 +465,7 @@ class Updates:
             publish: over the agent's link.
             follow_budget: takes the budget of an assignment.
             on_hang: replaces this process when a release on probation hangs; ``None`` watches nothing.
+            content: judges and takes what packages bring along.
 
         Raises:
             UsageError: `releases` is none of them.
@@ -500,6 +502,7 @@ class Updates:
             on_report=reports.report,
             boot_id=boot_id() or "",
             watchdog=self._watchdog,
+            content=content,
         )
         self.following = Following(self._updater, judge, assigned, reports, journal.assignment, follow_budget)
         self._releases = CheckedReleases(judge, assigned)
@@ -570,6 +573,7 @@ def build_updates(
     threads: int,
     publish: Callable[[Message], int | None],
     on_hang: Callable[[], None] | None = None,
+    content: Content | None = None,
 ) -> Updates | None:
     """What updates the models of an agent; ``None`` where its fleet has no releases.
 
@@ -581,6 +585,7 @@ def build_updates(
         threads: that a model computes with.
         publish: over the agent's link.
         on_hang: replaces this process when a release on probation hangs.
+        content: judges and takes what packages bring along.
 
     Raises:
         EdgeslmError: it cannot be put together.
@@ -590,4 +595,4 @@ def build_updates(
         return None
     battery = config.budget.battery or BatteryBudget()
     device = BoardDevice(identity.facts.device, board, power.monitor, threads, battery.reserve_share)
-    return Updates(config, identity, releases, files, device, publish, power.follow_budget, on_hang)
+    return Updates(config, identity, releases, files, device, publish, power.follow_budget, on_hang, content)

@@ -17,6 +17,8 @@ import unicodedata
 from collections.abc import Iterable, Mapping
 from typing import Any, Literal, NoReturn
 
+from pydantic import JsonValue
+
 from edgeslm.schema.fleet import Record
 from edgeslm.schema.message import DeviceState, ErrorBody, FinishReason, Receipt, Result
 
@@ -29,7 +31,7 @@ class Answer(Record):
 
     Attributes:
         presence: what it says of itself at the broker; ``None`` if it was never there.
-        text: of the answer; ``data`` is the same as an object where the model promises one.
+        text: of the answer; ``data`` is the same parsed, where JSON was asked for or the model promises it.
         took_s: seconds from asking to the answer, the network included.
         error: why it has no answer, as it says.
     """
@@ -38,7 +40,7 @@ class Answer(Record):
     state: AnswerState = "asked"
     presence: DeviceState | None = None
     text: str | None = None
-    data: dict[str, Any] | None = None
+    data: JsonValue = None
     finish_reason: FinishReason | None = None
     receipt: Receipt | None = None
     error: ErrorBody | None = None

@@ -17,6 +17,7 @@ Left to others: what the files mean to the broker, and the store's tables.
 
 from __future__ import annotations
 
+import ipaddress
 import os
 from collections.abc import Callable
 from datetime import datetime
@@ -177,15 +178,23 @@ class FleetDirectory:
         return root
 
     def operator_config(self) -> BrokerConfig:
-        """How the operator reaches the broker."""
+        """How the operator reaches the broker: where it listens on this machine alone, on this machine."""
+        broker = self.config.broker
         return BrokerConfig(
-            host=self.config.broker.host,
-            port=self.config.broker.operator_port,
+            host=broker.bind if broker.bind is not None and _is_loopback(broker.bind) else broker.host,
+            port=broker.operator_port,
             ca_file=self.authority_certificate,
             cert_file=self.operator_certificate,
             key_file=self.operator_key,
             session_expiry_s=0,
         )
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 def create_fleet(

@@ -144,6 +144,8 @@ class RequestClient:
         request: PromptRequest,
         on_delta: Callable[[StreamDelta], None] | None = None,
         timeout_s: float = 60.0,
+        *,
+        compresses: bool = False,
     ) -> Result:
         """Send `request` and wait for its result, which may be an error that the device reports.
 
@@ -152,6 +154,7 @@ class RequestClient:
             request: what to ask; its id must not be on its way already.
             on_delta: called in this thread with each piece of a streamed answer.
             timeout_s: seconds to wait, outages included.
+            compresses: send the request compressed, where that makes it shorter.
 
         Raises:
             NoAnswerError: no result in time.
@@ -161,9 +164,10 @@ class RequestClient:
             UsageError: a pool is asked over MQTT 3.1.1.
         """
         filters = self._answer_filters(topic, request)
+        body = codec.encode(request)
         message = Message(
             topic,
-            codec.encode(request),
+            codec.compress(body) if compresses else body,
             response_topic=self._reply_topic,
             correlation=request.id.encode(),
             expiry_s=min(_LONGEST_EXPIRY_S, max(1, math.ceil(timeout_s))),

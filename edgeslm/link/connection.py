@@ -45,6 +45,7 @@ from paho.mqtt.properties import Properties
 from paho.mqtt.reasoncodes import ReasonCode
 from paho.mqtt.subscribeoptions import SubscribeOptions
 
+from edgeslm.clock import clock_is_set, utc_now
 from edgeslm.errors import ConfigError
 from edgeslm.link.port import Message
 from edgeslm.schema.config import BrokerConfig
@@ -105,6 +106,8 @@ def read_password(config: BrokerConfig) -> str | None:
 def doubt_about_tls(config: BrokerConfig, error: Exception) -> str:
     """What to ask oneself when connecting ended in `error`, to stand behind its text; mostly empty."""
     is_of_handshake = isinstance(error, ssl.SSLError | ConnectionResetError)
+    if isinstance(error, ssl.SSLCertVerificationError) and not clock_is_set(time.time()):
+        return f" (the clock of this machine says {utc_now():%Y-%m-%d}, and has yet to be set)"
     if config.ca_file is None or not is_of_handshake or isinstance(error, ssl.SSLCertVerificationError):
         return ""
     return " (is this a port without TLS?)"

@@ -73,11 +73,13 @@ class Requester:
 
     Attributes:
         serial: of the message that asked, which is acknowledged once the answer is out.
+        packs: it takes a compressed answer.
     """
 
     topic: str | None
     correlation: bytes | None
     serial: int
+    packs: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -286,7 +288,7 @@ class Pool:
         return self._place(entry, now_s)
 
     def answered(self, result: Result, body: bytes, now_s: float) -> list[Action]:
-        """A device answered; `body` is `result` as it came."""
+        """A device answered; `body` is `result` as it came, unpacked."""
         entry = self._open.get(result.id)
         if entry is None:
             self._counts["surplus"] += result.id in self._answered

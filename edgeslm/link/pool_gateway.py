@@ -17,13 +17,13 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final, TypeVar
 
 from pydantic import BaseModel
 
 from edgeslm import codec, topics
-from edgeslm.errors import CodecError, LinkError, TopicError, UsageError, WireCode
+from edgeslm.errors import BodySizeError, CodecError, LinkError, TopicError, UsageError, WireCode
 from edgeslm.link.client import REPLY_ROOT
 from edgeslm.link.mqtt import MqttLink
 from edgeslm.link.pool import Action, Drop, Forward, Pool, Reply, Requester, TakeBack, error_body
@@ -188,17 +188,18 @@ class PoolGateway:
         try:
             request = codec.decode(PromptRequest, message.payload, max_bytes=MAX_BODY_BYTES)
         except CodecError as error:
-            too_large = len(message.payload) > MAX_BODY_BYTES
+            too_large = isinstance(error, BodySizeError)
             request_id = _UNIDENTIFIED if too_large else _id_in(message.payload)
             code: WireCode = "too_large" if too_large else "bad_request"
             return [Reply(requester, request_id, None, error_body(request_id, code, str(error)))]
+        requester = replace(requester, packs="gzip" in request.accept_encoding)
         return self._pool.take(request, requester, message.expiry_s, time.monotonic())
 
     def _read_news(self, message: Message) -> Sequence[Action]:
         now_s = time.monotonic()
         if message.topic == self._replies:
             result = _decode(Result, message)
-            return () if result is None else self._pool.answered(result, message.payload, now_s)
+            return () if result is None else self._pool.answered(result, codec.plain(message.payload), now_s)
         try:
             topic = topics.parse(message.topic)
         except TopicError:
@@ -268,7 +269,8 @@ class PoolGateway:
             topic = requester.topic or topics.id_topic(
                 self._fleet, reply.device or "", "result", reply.request_id
             )
-            token = self._asking.publish(Message(topic, reply.body, correlation=requester.correlation))
+            body = codec.compress(reply.body) if requester.packs else reply.body
+            token = self._asking.publish(Message(topic, body, correlation=requester.correlation))
         except (LinkError, TopicError) as error:
             log.warning("an answer is given up: %s", error)
             self._acknowledge(requester.serial)

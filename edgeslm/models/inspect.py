@@ -17,7 +17,7 @@ from edgeslm.schema.installed import InstalledPackage
 from edgeslm.schema.message import Task
 from edgeslm.schema.package import MANIFEST_NAME, License, Manifest, Requirements, RuntimeKind
 
-Role = Literal["graph", "tokenizer", "golden", "license", "other"]
+Role = Literal["graph", "tokenizer", "golden", "rules", "license", "other"]
 
 
 class GraphSummary(FileModel):
@@ -36,6 +36,7 @@ class PackageSummary(FileModel):
         sha256: of the ``.slm`` file, which names the package.
         size_bytes: of the ``.slm`` file.
         golden_cases: prompts with known answers that a device runs before it promotes the package.
+        rules: files of rules that a device follows while it serves the package.
         measured: figures by board class.
     """
 
@@ -52,6 +53,7 @@ class PackageSummary(FileModel):
     max_answer_tokens: int
     json_answers: bool
     golden_cases: int
+    rules: tuple[str, ...]
     requires: Requirements
     licenses: tuple[License, ...]
     security_floor: str
@@ -142,6 +144,7 @@ def _summary(contents: Contents) -> PackageSummary:
         max_answer_tokens=manifest.max_answer_tokens,
         json_answers=manifest.json_answers,
         golden_cases=contents.golden_cases,
+        rules=manifest.rules,
         requires=manifest.requires,
         licenses=manifest.licenses,
         security_floor=manifest.security_floor,
@@ -152,6 +155,7 @@ def _summary(contents: Contents) -> PackageSummary:
 def _roles(manifest: Manifest) -> dict[str, Role]:
     """What each named file is for; its most telling use where it has several."""
     roles: dict[str, Role] = {item.file: "license" for item in manifest.licenses if item.file is not None}
+    roles.update(dict.fromkeys(manifest.rules, "rules"))
     if manifest.golden is not None:
         roles[manifest.golden] = "golden"
     if manifest.tokenizer is not None:

@@ -34,6 +34,7 @@ from edgeslm.errors import (
     PackageFormatError,
     PackageHashError,
     PackageSizeError,
+    RuleFileError,
     StoreError,
 )
 from edgeslm.files import sync_directory
@@ -52,6 +53,7 @@ from edgeslm.schema.package import (
     FORMAT_VERSION,
     MANIFEST_NAME,
     MAX_MANIFEST_BYTES,
+    MAX_RULE_FILE_BYTES,
     GoldenCase,
     Manifest,
 )
@@ -102,6 +104,22 @@ def read_manifest(path: Path) -> Manifest:
     """
     with _opened(path, path) as opened:
         return opened.manifest
+
+
+def read_rules(path: Path) -> tuple[Manifest, dict[str, bytes]]:
+    """The manifest of the package file at `path`, and its files of rules by member.
+
+    Raises:
+        PackageError: as for :func:`read_manifest`.
+    """
+    with _opened(path, path) as opened:
+        found = {}
+        for entry in opened.entries:
+            if entry.name in opened.manifest.rules:
+                data = read_exactly(opened.stream, entry.size_bytes, path, at=entry.data_offset)
+                _check_sha256(opened, entry, hashlib.sha256(data).hexdigest())
+                found[entry.name] = data
+        return opened.manifest, found
 
 
 def check_package(path: Path, *, shown_as: Path | None = None) -> Contents:
@@ -228,6 +246,7 @@ def _parsed_members(manifest: Manifest) -> list[tuple[str, int]]:
         parsed.append((manifest.tokenizer.file, MAX_TOKENIZER_BYTES))
     if manifest.golden is not None:
         parsed.append((manifest.golden, MAX_GOLDEN_BYTES))
+    parsed += [(name, MAX_RULE_FILE_BYTES) for name in manifest.rules]
     return parsed
 
 
@@ -301,9 +320,24 @@ def _check_contents(manifest: Manifest, kept: Mapping[str, bytes], path: Path) -
         except ValidationError as error:
             reason = f"is not a tokenizer in JSON: {describe(error)}"
             raise fault(PackageContentError, path, reason, member=name) from error
+    for name in manifest.rules:
+        _check_rules(kept[name], path, name)
     if manifest.golden is None:
         return 0
     return sum(1 for _ in parse_golden(kept[manifest.golden], path, manifest.golden))
+
+
+def _check_rules(data: bytes, path: Path, member: str) -> None:
+    """Whether `data` has the form of a file of rules; whether they make sense is for whoever follows them."""
+    from edgeslm.schema.rule import RuleFile  # noqa: PLC0415 - only for packages that bring rules
+    from edgeslm.yaml_lines import read_yaml  # noqa: PLC0415
+
+    try:
+        read_yaml(member, data, fault=RuleFileError, needs="rules").validate(RuleFile)
+    except RuleFileError as error:
+        raise PackageContentError(
+            f"{path.name}: {error.message}", path=str(path), member=member, hint=error.hint
+        ) from error
 
 
 def parse_golden(data: bytes, path: Path, member: str) -> Iterator[GoldenCase]:

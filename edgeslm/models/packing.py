@@ -47,6 +47,8 @@ from edgeslm.models.package import check_package, writing
 from edgeslm.schema.package import MANIFEST_NAME, MAX_MANIFEST_BYTES, MAX_MEMBERS, MAX_PACKAGE_BYTES, Manifest
 
 DRAFT_NAMES = (MANIFEST_NAME, "manifest.yaml")
+RULES_NAME = "rules"
+_RULES_SUFFIXES = (".yaml", ".yml")
 
 
 def pack(draft: Mapping[str, object], members: Mapping[str, Path], out: Path) -> str:
@@ -88,12 +90,14 @@ def pack(draft: Mapping[str, object], members: Mapping[str, Path], out: Path) ->
         return check_package(temporary, shown_as=out).sha256
 
 
-def pack_directory(source: Path, out: Path) -> str:
+def pack_directory(source: Path, out: Path, rules: Path | None = None) -> str:
     """Write the package `out` from the files of a directory; see :func:`pack`.
 
     Args:
-        source: holds ``manifest.json`` or ``manifest.yaml`` without ``files``; every other file is a member.
+        source: holds ``manifest.json`` or ``manifest.yaml`` without ``files``; every other file is a member, and so are
+            the files of rules in a directory ``rules`` below it.
         out: path of the new package, outside of `source`.
+        rules: directory of rules to take instead.
 
     Raises:
         PackageError: what is wrong with `source`, the draft or a member.
@@ -110,7 +114,39 @@ def pack_directory(source: Path, out: Path) -> str:
             expected=" or ".join(DRAFT_NAMES), actual=" and ".join(drafts) or "neither",
         )  # fmt: skip
     draft = _read_draft(paths.pop(drafts[0]))
-    return pack(draft, paths, out)
+    if RULES_NAME in paths and paths[RULES_NAME].is_dir():
+        rules = paths.pop(RULES_NAME) if rules is None else rules
+        paths.pop(RULES_NAME, None)
+    found = {} if rules is None else rule_members(rules)
+    if found:
+        if "rules" in draft:
+            raise fault(
+                PackageFormatError, source, "the draft states 'rules', and there is a directory of them",
+                member=drafts[0],
+            )  # fmt: skip
+        draft = {**draft, "rules": list(found)}
+    return pack(draft, {**paths, **found}, out)
+
+
+def rule_members(directory: Path) -> dict[str, Path]:
+    """The files of rules in `directory`, each with the name that it has in a package.
+
+    Raises:
+        PackageError: the directory cannot be read, or holds something else or nothing.
+    """
+    try:
+        paths = sorted(directory.iterdir())
+    except OSError as error:
+        raise fault(PackageError, directory, f"cannot be read: {error.strerror}") from error
+    for path in paths:
+        if path.suffix not in _RULES_SUFFIXES or not path.is_file():
+            raise fault(
+                PackageContentError, directory, "is no file of rules", member=path.name,
+                expected=" or ".join(f"*{suffix}" for suffix in _RULES_SUFFIXES), actual=ascii(path.name[:80]),
+            )  # fmt: skip
+    if not paths:
+        raise fault(PackageContentError, directory, "holds no file of rules")
+    return {f"{RULES_NAME}.{path.name}": path for path in paths}
 
 
 def measure(source: Path) -> tuple[int, int, str]:

@@ -17,6 +17,8 @@ FORMAT_VERSION = 1
 MANIFEST_NAME = "manifest.json"
 MAX_MANIFEST_BYTES = 1_048_576
 MAX_MEMBERS = 64
+MAX_RULE_FILES = 16
+MAX_RULE_FILE_BYTES = 131_072
 MAX_PACKAGE_BYTES = 2**36
 """64 GiB, several times the memory of the largest edge board."""
 
@@ -115,6 +117,7 @@ class Manifest(FileModel):
         prompt: how a prompt becomes the text that is tokenized.
         json_answers: answers are JSON objects, so a result carries them parsed as well.
         security_floor: lowest version that is still safe; stated here, acted on where versions are replaced.
+        rules: files of rules that a device follows while it serves this package.
         measured: figures by board class, as measured by whoever packed it.
     """
 
@@ -132,6 +135,7 @@ class Manifest(FileModel):
     prompt: PromptForm = PromptForm()
     json_answers: bool = False
     golden: FileName | None = None
+    rules: Annotated[tuple[FileName, ...], Field(max_length=MAX_RULE_FILES)] = ()
     requires: Requirements
     licenses: Annotated[tuple[License, ...], Field(min_length=1, max_length=16)]
     security_floor: SemanticVersion = "0.0.0"
@@ -145,11 +149,14 @@ class Manifest(FileModel):
         named = [graph.file for graph in self.graphs]
         named += [spec.file for spec in (self.tokenizer,) if spec is not None]
         named += [name for name in (self.golden, *(item.file for item in self.licenses)) if name is not None]
+        named += self.rules
         missing = sorted(set(named) - self.files.keys())
         if missing:
             raise ValueError(f"files named but not listed: {', '.join(missing)}")
         if MANIFEST_NAME in self.files:
             raise ValueError(f"{MANIFEST_NAME} cannot list itself")
+        if len(set(self.rules)) != len(self.rules):
+            raise ValueError("rules: a file is named twice")
         if self.task == "generate" and self.tokenizer is None:
             raise ValueError("a package for task 'generate' needs a tokenizer")
         if self.max_prompt_tokens >= self.context_tokens:

@@ -53,6 +53,7 @@ class RuleStatus(WireModel):
     """One rule, as it is now.
 
     Attributes:
+        origin: the package that brought it, as ``name@version``; ``None`` for one of the device's own.
         looked: how often its condition was looked at.
         fired: firings that passed hours, rate and queue.
         last: what became of the latest firing, with its reason.
@@ -60,6 +61,7 @@ class RuleStatus(WireModel):
 
     name: str
     file: str
+    origin: str | None = None
     looked: int
     fired: int
     acted: int
@@ -83,10 +85,20 @@ class InputStatus(WireModel):
     last_fault: str = ""
 
 
+class OverriddenRule(WireModel):
+    """A rule that a package brought and that is not in use, since `by`, a file, has one of that name."""
+
+    name: str
+    file: str
+    origin: str
+    by: str
+
+
 class RulesStatus(WireModel):
     """All rules of a device.
 
     Attributes:
+        overridden: rules of packages that others of the same name take the place of.
         error: why the files as they are now are not in use; the former ones run.
         shed: messages dropped since more came than could be looked at.
         running: false once whoever ran them ended in order.
@@ -98,6 +110,7 @@ class RulesStatus(WireModel):
     error: str | None = None
     shed: int = 0
     rules: tuple[RuleStatus, ...] = Field(default=(), strict=False)
+    overridden: tuple[OverriddenRule, ...] = Field(default=(), strict=False)
     inputs: tuple[InputStatus, ...] = Field(default=(), strict=False)
 
 

@@ -5,9 +5,9 @@ What a trial says is not trusted: native code of a candidate's graphs runs in it
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
-from pydantic import Field, StringConstraints, TypeAdapter
+from pydantic import Field, JsonValue, StringConstraints, TypeAdapter
 
 from edgeslm.schema.base import FileModel
 from edgeslm.schema.update import Detail
@@ -43,7 +43,7 @@ class TrialAnswer(FileModel):
 
     kind: Literal["answer"] = "answer"
     text: Annotated[str, StringConstraints(max_length=131_072)]
-    data: dict[str, Any] | None = None
+    data: JsonValue = None
     ttft_s: _Seconds | None = None
     decode_s: _Seconds
     tokens: Annotated[int, Field(ge=0, le=1_000_000)]

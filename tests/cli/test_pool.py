@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import signal
 import subprocess
@@ -158,6 +159,40 @@ def test_an_id_is_answered_once_and_the_same_again(world: World) -> None:
     assert other.error.code == "bad_request"
 
 
+def test_each_requester_gets_the_form_of_answer_that_it_takes(world: World) -> None:
+    world.add("a")
+    world.serve()
+    replies: dict[str, bytes] = {}
+
+    class Ear:
+        def on_message(self, message: Message) -> None:
+            replies[message.topic] = message.payload
+            message.acknowledge()
+
+        def on_connected(self, *, session_present: bool) -> None: ...
+
+        def on_disconnected(self, reason: str) -> None: ...
+
+        def on_published(self, token: int) -> None: ...
+
+    link = InProcessLink(world.broker, "two")
+    link.start(Ear(), [("reply/+", 1)])
+    wait_for(lambda: link.publish(Message("x", b"")) is not None)
+    words = "turn on the kitchen light " * 20
+    for topic, wish in (("reply/gzip", ("gzip",)), ("reply/plain", ()), ("reply/again", ("gzip",))):
+        request = PromptRequest(id="r1", prompt=words, accept_encoding=wish)
+        link.publish(Message(TOPIC, codec.compress(codec.encode(request)), response_topic=topic))
+    wait_for(lambda: len(replies) == 3)
+    assert {topic: codec.is_compressed(body) for topic, body in replies.items()} == {
+        "reply/gzip": True,
+        "reply/plain": False,
+        "reply/again": True,
+    }
+    assert {codec.decode(Result, body).text for body in replies.values()} == {words.strip()}
+    assert len(world.models["a"].answered) == 1
+    link.stop()
+
+
 def test_a_gateway_that_dies_finds_its_prompts_again(world: World) -> None:
     world.add("a", token_s=0.5)
     world.serve()
@@ -202,6 +237,8 @@ def test_bad_prompts_are_answered_and_end_nothing(world: World) -> None:
         b"\xff",
         b'{"id":"x"}',
         b"x" * 300_000,
+        gzip.compress(bytes(8 * 2**20)),
+        gzip.compress(b'{"id":"z","prompt":"p"}')[:-2],
         b'{"id":"y","prompt":"p","model":"z"}',
     ]
     for body in bodies:

@@ -13,6 +13,7 @@ from edgeslm.agent.rules.safety import Allowed, Clamp, Schema
 from edgeslm.agent.rules.templates import Template
 from edgeslm.agent.rules.values import Path
 from edgeslm.schema.rule import Input, Rule
+from edgeslm.schema.rule_trace import OverriddenRule
 
 InputKey: TypeAlias = tuple[str, str]
 """File and name."""
@@ -78,6 +79,7 @@ class CompiledRule:
     """One rule.
 
     Attributes:
+        origin: the package that brought it; ``None`` for one of the device's own.
         inputs: what its expressions and templates may read, by name.
         shown: names of inputs that it reads, for the trace.
         triggers: inputs whose messages make it look.
@@ -96,6 +98,7 @@ class CompiledRule:
     actions: tuple[CompiledAction, ...]
     allowed: Allowed
     templates: tuple[Template, ...]
+    origin: str | None = None
 
     @property
     def name(self) -> str:
@@ -109,12 +112,14 @@ class RuleSet:
 
     Attributes:
         fingerprint: changes whenever a file does.
+        overridden: rules of packages that are not in use.
     """
 
     files: tuple[str, ...]
     inputs: dict[InputKey, CompiledInput]
     rules: dict[str, CompiledRule]
     fingerprint: str
+    overridden: tuple[OverriddenRule, ...] = ()
 
     def filters(self) -> list[tuple[str, int]]:
         """What has to be subscribed to."""

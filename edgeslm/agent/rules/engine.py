@@ -190,6 +190,7 @@ class Engine:
             RuleStatus(
                 name=name,
                 file=state.rule.file,
+                origin=state.rule.origin,
                 waiting=len(state.waiting) + (state.asked is not None),
                 last=state.last,
                 **state.counts,

@@ -8,11 +8,13 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from difflib import get_close_matches
 from pathlib import Path
 
 from pydantic import JsonValue
 
+from edgeslm.agent.rules.brought import BroughtFile
 from edgeslm.agent.rules.compiled import (
     CompiledAction,
     CompiledCall,
@@ -38,6 +40,7 @@ from edgeslm.agent.rules.templates import Template
 from edgeslm.agent.rules.values import parse_path
 from edgeslm.errors import AnswerRefusedError, RuleFileError
 from edgeslm.files import read_bounded
+from edgeslm.schema.package import MAX_RULE_FILE_BYTES
 from edgeslm.schema.rule import (
     MAX_INPUTS,
     MAX_RULES,
@@ -45,8 +48,9 @@ from edgeslm.schema.rule import (
     Publish,
     Rule,
 )
+from edgeslm.schema.rule_trace import OverriddenRule
 
-MAX_FILE_BYTES = 131_072
+MAX_FILE_BYTES = MAX_RULE_FILE_BYTES
 MAX_FILES = 64
 SUFFIXES = (".yaml", ".yml")
 
@@ -77,48 +81,67 @@ def rule_files(paths: Sequence[Path]) -> list[Path]:
     return unique
 
 
-def load_rules(paths: Sequence[Path]) -> RuleSet:
-    """The rules in the files that `paths` stand for, checked.
+def load_rules(paths: Sequence[Path], brought: Sequence[BroughtFile] = ()) -> RuleSet:
+    """The rules in the files that `paths` stand for and in those that packages `brought`, checked.
 
     Raises:
         RuleFileError: something is wrong with one of them, the first that is found.
     """
-    return compile_rules([(str(path), _read(path)) for path in rule_files(paths)])
+    return compile_rules([(str(path), _read(path)) for path in rule_files(paths)], brought)
 
 
-def compile_rules(files: Sequence[tuple[str, bytes]]) -> RuleSet:
+def compile_rules(files: Sequence[tuple[str, bytes]], brought: Sequence[BroughtFile] = ()) -> RuleSet:
     """The rules in files of these names and bytes, checked.
+
+    Args:
+        files: the device's own.
+        brought: those of packages; a rule there is not used where one before it has its name.
 
     Raises:
         RuleFileError: as :func:`load_rules`.
     """
-    sources = [parse(name, body) for name, body in files]
-    names = [rule.name for source in sources for rule in source.file.rules]
+    sources: list[tuple[Source, str | None]] = [(parse(name, body), None) for name, body in files]
+    sources += [(parse(file.name, file.body), file.origin) for file in brought]
+    names = list(dict.fromkeys(rule.name for source, _ in sources for rule in source.file.rules))
     if len(names) > MAX_RULES:
         raise RuleFileError(f"{len(names)} rules; at most {MAX_RULES} run on a device")
-    if sum(len(source.file.inputs) for source in sources) > MAX_INPUTS:
+    if sum(len(source.file.inputs) for source, _ in sources) > MAX_INPUTS:
         raise RuleFileError(f"more than {MAX_INPUTS} inputs on a device")
     rules: dict[str, CompiledRule] = {}
     inputs: dict[InputKey, CompiledInput] = {}
     where: dict[str, tuple[Source, int]] = {}
-    for source in sources:
+    overridden: list[OverriddenRule] = []
+    for source, origin in sources:
         compiler = _Compiler(source, names)
-        inputs.update(compiler.inputs())
+        compiled = compiler.inputs()
+        used = False
         for index, rule in enumerate(source.file.rules):
-            if rule.name in where:
+            found = compiler.rule(index, rule)
+            before = rules.get(rule.name)
+            if before is None:
+                used = True
+                where[rule.name] = (source, index)
+                rules[rule.name] = replace(found, origin=origin)
+            elif origin is None or origin == before.origin:
                 raise source.error(("rules", index, "name"), f"there is a rule '{rule.name}' already")
-            where[rule.name] = (source, index)
-            rules[rule.name] = compiler.rule(index, rule)
+            else:
+                overridden.append(
+                    OverriddenRule(name=rule.name, file=source.name, origin=origin, by=before.file)
+                )
+        if used:
+            inputs.update(compiled)
     circle = find_circle(_edges(rules, inputs))
     if circle is not None:
         source, index = where[circle[0]]
         raise source.error(
             ("rules", index, "then"), f"these rules set each other off without end: {' -> '.join(circle)}"
         )
+    all_files = [*files, *((f"{file.origin} {file.name}", file.body) for file in brought)]
     digest = hashlib.sha256()
-    for name, body in files:
+    for name, body in all_files:
         digest.update(name.encode() + b"\0" + hashlib.sha256(body).digest())
-    return RuleSet(tuple(name for name, _ in files), inputs, rules, digest.hexdigest())
+    read = tuple(source.name for source, _ in sources)
+    return RuleSet(read, inputs, rules, digest.hexdigest(), tuple(overridden))
 
 
 def _read(path: Path) -> bytes:

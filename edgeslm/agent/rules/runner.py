@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Protocol
 
 from edgeslm.agent.ports import Message
+from edgeslm.agent.rules.brought import BroughtRules
 from edgeslm.agent.rules.compiled import RuleSet
 from edgeslm.agent.rules.decisions import Ask, Decision, Done, Heard, Moment, Send, Tell
 from edgeslm.agent.rules.engine import Engine
@@ -94,6 +95,7 @@ class RuleRunner:
         store: TraceStore | None,
         raise_event: RaiseEvent,
         *,
+        brought: BroughtRules | None = None,
         on_trace: Callable[[FiringTrace], None] | None = None,
         dry_run: bool = False,
     ) -> None:
@@ -101,11 +103,13 @@ class RuleRunner:
 
         Args:
             paths: files, and directories of them.
+            brought: rules of packages.
             store: keeps the trace, if anything does.
             on_trace: told of every firing, on the rules' thread.
             dry_run: publish nothing, whatever the files say.
         """
         self._paths = tuple(paths)
+        self._brought = brought or BroughtRules()
         self._store = store
         self._raise_event = raise_event
         self._on_trace = on_trace
@@ -122,12 +126,13 @@ class RuleRunner:
         self._signature = self._sign()
         rules = EMPTY
         try:
-            rules = load_rules(self._paths)
+            rules = self._load()
         except RuleFileError as error:
             self._error = str(error)
             log.error("no rules run: %s", error)  # noqa: TRY400 - the text says all
         self._engine = Engine(rules, _now(), _new_id)
         self._filters = dict(rules.filters())
+        _tell_overridden(rules)
 
     # --- ``RuleSide`` of the agent -------------------------------------------------------------------------------
 
@@ -186,6 +191,7 @@ class RuleRunner:
             error=self._error,
             shed=self._shed,
             rules=self._engine.rule_statuses(),
+            overridden=self._engine.rules.overridden,
             inputs=self._engine.input_statuses(now),
         )
 
@@ -296,13 +302,17 @@ class RuleRunner:
 
     # --- files ---------------------------------------------------------------------------------------------------
 
+    def _load(self) -> RuleSet:
+        return load_rules(self._paths, self._brought.files())
+
     def _sign(self) -> object:
-        """Changes when a file does."""
+        """Changes when a file does, or a package with rules."""
         try:
             stats = [(path, path.stat()) for path in rule_files(self._paths)]
         except (OSError, RuleFileError) as error:
-            return str(error)
-        return [(str(path), stat.st_mtime_ns, stat.st_size, stat.st_ino) for path, stat in stats]
+            return str(error), self._brought.signature
+        files = [(str(path), stat.st_mtime_ns, stat.st_size, stat.st_ino) for path, stat in stats]
+        return files, self._brought.signature
 
     def _look_at_files(self) -> None:
         signature = self._sign()
@@ -310,7 +320,7 @@ class RuleRunner:
             return
         self._signature = signature
         try:
-            rules = load_rules(self._paths)
+            rules = self._load()
         except RuleFileError as error:
             self._error = str(error)
             log.error("the rules stay as they are: %s", error)  # noqa: TRY400 - the text says all
@@ -336,7 +346,10 @@ class RuleRunner:
         if host is not None:
             host.change_filters(added, gone)
         detail = f"{len(rules.rules)} rules of {len(rules.files)} files are in use"
+        if origins := sorted({rule.origin for rule in rules.rules.values() if rule.origin is not None}):
+            detail += f", some of {' and '.join(origins)}"
         log.info("%s", detail)
+        _tell_overridden(rules)
         self._raise_event("rules", detail, {"rules": len(rules.rules)})
 
     # --- what is kept --------------------------------------------------------------------------------------------
@@ -357,6 +370,11 @@ class RuleRunner:
             self._store.tell(self.status())
         except JournalError:
             log.exception("the status of the rules cannot be kept")
+
+
+def _tell_overridden(rules: RuleSet) -> None:
+    for rule in rules.overridden:
+        log.info("the rule %s of %s is not in use: %s has one of that name", rule.name, rule.origin, rule.by)
 
 
 def _now() -> Moment:

@@ -41,7 +41,7 @@ from edgeslm.agent.update.change import (
 from edgeslm.agent.update.gate import COMPARES_NOTHING
 from edgeslm.agent.update.held import HeldSubject
 from edgeslm.agent.update.measuring import right_answers, supply_is_low
-from edgeslm.agent.update.ports import Cancelled, Delivery, Device, OnBytes, Releases, Serving
+from edgeslm.agent.update.ports import Cancelled, Content, Delivery, Device, OnBytes, Releases, Serving
 from edgeslm.agent.update.trials import Trials, golden_cases
 from edgeslm.errors import (
     EdgeslmError,
@@ -100,10 +100,12 @@ class Effects:
         trials: Trials,
         factory: Mapping[str, Path],
         cache_dir: Path | None,
+        content: Content | None = None,
     ) -> None:
         """Take the parts.
 
         Args:
+            content: judges what packages bring along.
             factory: package files to fall back to, by name.
             cache_dir: where the runtime keeps packed weights.
         """
@@ -116,6 +118,7 @@ class Effects:
         self._trials = trials
         self._factory = factory
         self._cache_dir = cache_dir
+        self._content = content
         self._baseline: _Baseline | None = None
         self._steps: dict[Effect, Callable[[Change, Context], Event]] = {
             "find": self._find,
@@ -208,6 +211,8 @@ class Effects:
     def _install(self, change: Change, _: Context) -> Event:
         installed = self._find_whole(change.wanted.sha256) or self._unpack(change)
         preflight.check_manifest(installed.manifest, _target(change), self._device.facts)
+        if self._content is not None:
+            self._content.check(installed)
         self._delivery.keep_only(())
         return Installed()
 

@@ -6,6 +6,8 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from pydantic import JsonValue
+
 from edgeslm.agent.ports import Model
 from edgeslm.agent.update.ports import Cancelled, Serving
 from edgeslm.errors import InferenceError, RequestError, TrialError, UnknownModelError, UpdateInterruptedError
@@ -20,7 +22,7 @@ class HeldAnswer:
     """``Timed`` of the model that serves."""
 
     text: str
-    data: dict[str, object] | None
+    data: JsonValue
     ttft_s: float | None
     decode_s: float
     tokens: int

@@ -109,6 +109,13 @@ def serves(change: Change) -> str | None:
     return None if change.state == "safe_mode" else change.base
 
 
+def committed(change: Change) -> str | None:
+    """As :func:`serves`, but of the package that is in force: a release that did not begin to serve yet is not."""
+    if change.state == "committed" and not (change.swapped or change.settled):
+        return change.base
+    return serves(change)
+
+
 def denial_of(change: Change) -> Denial | None:
     """What has to be remembered of a change that did not succeed."""
     if change.state not in {"rejected", "rolling_back", "rolled_back", "safe_mode"} or change.fault is None:

@@ -6,7 +6,7 @@ trust, delivery and serving into one.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from datetime import datetime
@@ -112,6 +112,21 @@ class Serving(Protocol):
         """The same over all models."""
 
 
+class Content(Protocol):
+    """What packages bring along besides a model: rules."""
+
+    def check(self, candidate: InstalledPackage) -> None:
+        """Make sure that what the package brings would do on this device. Called before any trial.
+
+        Raises:
+            UpdateError: ``bad_package`` where it would do nowhere, ``incompatible`` where it does not go with what this
+                device has.
+        """
+
+    def use(self, packages: Mapping[str, InstalledPackage]) -> None:
+        """These packages are committed, by name; others are not, or not any more. Only notes it."""
+
+
 @dataclass(frozen=True)
 class EnergyCount:
     """Joules of the whole board since some start.
@@ -198,7 +213,7 @@ class Timed(Protocol):
         """The answer."""
 
     @property
-    def data(self) -> dict[str, object] | None:
+    def data(self) -> object:
         """Parsed, where the package promises JSON objects."""
 
     @property

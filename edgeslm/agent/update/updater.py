@@ -27,12 +27,12 @@ from edgeslm.agent.update.changes import Changes
 from edgeslm.agent.update.child import Launch, TrialSettings, launch_trial
 from edgeslm.agent.update.effects import Context, Effects
 from edgeslm.agent.update.journal import PastChange, UpdateJournal
-from edgeslm.agent.update.machine import effect_of, serves
-from edgeslm.agent.update.ports import Delivery, Device, Releases, Serving
+from edgeslm.agent.update.machine import committed, effect_of, serves
+from edgeslm.agent.update.ports import Content, Delivery, Device, Releases, Serving
 from edgeslm.agent.update.reporting import NameStatus, report_models
 from edgeslm.agent.update.trials import Trials
 from edgeslm.agent.update.watchdog import Watchdog
-from edgeslm.errors import JournalError, StoreError
+from edgeslm.errors import JournalError, PackageError, StoreError
 from edgeslm.models.store import ModelStore
 from edgeslm.schema.config import RuntimeChoice
 from edgeslm.schema.installed import InstalledPackage
@@ -96,6 +96,7 @@ class Updater:
         on_report: Callable[[Reported], None],
         boot_id: str,
         watchdog: Watchdog | None = None,
+        content: Content | None = None,
     ) -> None:
         """Take the parts.
 
@@ -104,6 +105,7 @@ class Updater:
             on_report: told on the updater's thread whenever there is something new to report.
             boot_id: see :func:`edgeslm.procfs.boot_id`; empty where the kernel does not say.
             watchdog: watches what serves from :meth:`boot` to :meth:`stop`, where something does.
+            content: told from :meth:`boot` on which packages are committed.
 
         Raises:
             JournalError: the journal cannot be read.
@@ -116,6 +118,7 @@ class Updater:
         self._on_report = on_report
         self._boot_id = boot_id
         self._watchdog = watchdog
+        self._content = content
         self._changes = Changes(journal, store, policy)
         self._wanted = {wanted.name: wanted for wanted in journal.wanted()}
         self._assignment = journal.assignment
@@ -144,6 +147,7 @@ class Updater:
         )
         if self._watchdog is not None:
             self._watchdog.start()
+        self._tell_committed()
         return packages
 
     def load_failed(self, installed: InstalledPackage, detail: str) -> InstalledPackage | None:
@@ -151,6 +155,7 @@ class Updater:
         name = installed.manifest.name
         self._changes.load_failed(name, detail)
         following = self._changes.package(name, self._factory.installed)
+        self._tell_committed()
         return following if following is not None and following.sha256 != installed.sha256 else None
 
     def attach(
@@ -182,6 +187,7 @@ class Updater:
             trials=Trials(self._device, serving, settings, policy.spare_mb, launch),
             factory=self._factory.files,
             cache_dir=cache_dir,
+            content=self._content,
         )
 
     def start(self) -> None:
@@ -319,6 +325,7 @@ class Updater:
         elapsed_s, self._seen_s = now_s - self._seen_s, now_s
         if self._changes.pass_time(elapsed_s, online=self._device.is_online()):
             self._has_news = self._is_untidy = True
+            self._tell_committed()
         if now_s - self._noted_s >= _NOTE_S:
             self._noted_s = now_s
             self._changes.note_time(now_s - self._started_s)
@@ -370,6 +377,23 @@ class Updater:
     def _apply(self, name: str, event: Event) -> None:
         if self._changes.apply(name, event):
             self._has_news = self._is_untidy = True
+            self._tell_committed()
+
+    def _tell_committed(self) -> None:
+        if self._content is None:
+            return
+        found: dict[str, InstalledPackage] = {}
+        for name in {*self._factory.installed, *self._changes.names}:
+            change = self._changes.get(name)
+            sha256 = None if change is None else committed(change)
+            try:
+                package = self._factory.installed.get(name) if sha256 is None else self._store.get(sha256)
+            except (PackageError, StoreError):
+                log.exception("what %s brings along cannot be read", name)
+                continue
+            if package is not None:
+                found[name] = package
+        self._content.use(found)
 
     def _tidy(self) -> None:
         self._is_untidy = False

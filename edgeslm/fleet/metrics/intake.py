@@ -214,7 +214,7 @@ class Intake:
         turn.counts["undated"] += counted.is_dated_here
         if counted.is_newest:
             turn.last[key] = Last(report.seq, counted.own_ms)
-            body = payload.decode("utf-8")
+            body = codec.plain(payload, max_bytes=MAX_REPORT_BYTES).decode("utf-8")
             turn.batch.latest[key] = (counted.at_ms, counted.own_ms, report.seq, body)
 
     def _add(self, turn: _Turn, device_id: int, report: Metrics, counted: Counted) -> None:

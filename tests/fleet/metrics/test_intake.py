@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import random
 import sys
@@ -94,6 +95,15 @@ def test_a_report_that_comes_again_counts_once_even_for_a_collector_that_starts_
     assert world.count() == 4
 
 
+def test_compressed_reports_and_events_count_as_plain_ones_do(world: World) -> None:
+    said = list(reports(["kitchen", "cellar"], 0, NOW, random.Random(1)))
+    told = message(event("throttled"))
+    world.intake.take([(topic, gzip.compress(body)) for topic, body in (*said, told)], NOW)
+    assert (world.intake.counts["taken"], world.intake.counts["events"]) == (6, 1)
+    world.intake.take([*said, told], NOW)
+    assert (world.intake.counts["taken"], world.intake.counts["repeated"]) == (6, 6), "the same, in plain"
+
+
 def test_two_collectors_of_one_fleet_do_no_harm(world: World) -> None:
     other = world.anew()
     said = [message(power("kitchen", seq, NOW + seq * MINUTE)) for seq in range(4)]
@@ -164,6 +174,9 @@ HOSTILE = [
     b"[" * 100_000,
     b'{"a":' * 5_000,
     b"x" * 200_000,
+    gzip.compress(bytes(64 * 2**20)),
+    gzip.compress(codec.encode(power("kitchen", 0, NOW)))[:-3],
+    gzip.compress(gzip.compress(codec.encode(power("kitchen", 0, NOW)))),
     codec.encode(power("kitchen", 0, NOW)).replace(b'"seq":0', b'"seq":-1'),
     codec.encode(power("kitchen", 0, NOW)).replace(b'"seq":0', b'"seq":"0"'),
     codec.encode(power("kitchen", 0, NOW)).replace(b"2026-11", b"2026-13"),
