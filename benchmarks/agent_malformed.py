@@ -177,7 +177,23 @@ _BODIES: dict[str, Callable[[random.Random], bytes]] = {
     "unknown option": lambda rng: _dump(
         _good(options={rng.choice(("beams", "max_token", "__class__", "")): 1})
     ),
-    "unsupported option": _option(("json_schema", {}), ("regex", "a*"), ("choices", ["a"]), ("session", "s")),
+    "unsupported option": _option(("session", "s")),
+    "form that no answer has": _option(
+        ("json_schema", {"$ref": "#"}),
+        ("json_schema", {"type": "integer", "minimum": 2, "maximum": 1}),
+        ("json_schema", {"not": {}}),
+        ("json_schema", {"enum": ["x" * 40_000]}),
+        ("json_schema", []),
+        ("regex", "(a"),
+        ("regex", "(?=a)b"),
+        ("choices", []),
+        ("choices", [""]),
+        ("grammar", "start: foo"),
+        ("grammar", "start: <[99999]>"),
+    ),
+    "two forms at once": _changed(
+        {"regex": "a", "choices": ["a"]}, {"json_schema": {}, "grammar": "start: /a/"}
+    ),
     "options of another type": _changed(
         {"options": 7}, {"options": []}, {"options": "max_tokens=1"}, {"options": None}
     ),

@@ -113,8 +113,8 @@ def _draw(rng: random.Random, kind: str, depth: int) -> Schema:
         case "pattern":
             return {"type": "string", "pattern": rng.choice(_PATTERNS)}
         case "format":
-            # No "email": how long its parts may be is in no grammar, yet some validators look at it.
-            return {"type": "string", "format": rng.choice(("date", "time", "date-time", "uuid", "ipv4"))}
+            # Formats on which all validators agree: about leap seconds and the length of mail addresses they do not.
+            return {"type": "string", "format": rng.choice(("date", "uuid", "ipv4"))}
         case "any":
             return {"anyOf": [draw_schema(rng, depth - 1) for _ in range(rng.randint(2, 3))]}
         case _:
@@ -155,9 +155,8 @@ def fault_of(answer: Answer, schema: Schema) -> str | None:
     if value != answer.data:
         return f"the data is not the text: {text[:80]}"
     validator = jsonschema_rs.validator_for(schema, validate_formats=True)
-    for error in validator.iter_errors(value):
-        return f"{error.message[:120]}: {text[:80]}"
-    return None
+    wrong = next(iter(validator.iter_errors(value)), None)
+    return None if wrong is None else f"{wrong.message[:120]}: {text[:80]}"
 
 
 def check(model: LoadedModel, count: int = ANSWERS, seed: int = 1) -> dict[str, Any]:
@@ -226,4 +225,8 @@ def measure(
 
 if __name__ == "__main__":
     remarks: dict[str, str] = {}
-    print(json.dumps(measure(remarks, count=int(sys.argv[1])) | {"notes": remarks}, indent=2, ensure_ascii=False))
+    print(
+        json.dumps(
+            measure(remarks, count=int(sys.argv[1])) | {"notes": remarks}, indent=2, ensure_ascii=False
+        )
+    )

@@ -27,6 +27,7 @@ from edgeslm.agent.update.journal import UpdateJournal
 from edgeslm.agent.update.ports import (
     BoardEnergy,
     Cancelled,
+    Content,
     DeviceFacts,
     OnBytes,
     Serving,
@@ -60,6 +61,7 @@ from edgeslm.schema.update import Reported, UpdatePolicy
 NAME = "home-command"
 GRAPH = "home-command-tflite.tflite"
 """The graph that every runtime loads."""
+RULES_FILE = "rules.home.yaml"
 FAST = UpdatePolicy.model_validate(
     {
         "gate": {
@@ -97,7 +99,12 @@ class Release:
 
 
 def make_release(
-    directory: Path, version: str, *, golden: int = 8, change: Callable[[dict[str, Any]], None] | None = None
+    directory: Path,
+    version: str,
+    *,
+    golden: int = 8,
+    change: Callable[[dict[str, Any]], None] | None = None,
+    rules: str | None = None,
 ) -> Release:
     """The model that ships, with one graph and few golden prompts, under another version, with its chunk map.
 
@@ -106,6 +113,7 @@ def make_release(
         version: of the release.
         golden: number of golden prompts.
         change: may change the draft of the manifest.
+        rules: a file of rules that it brings.
     """
     directory.mkdir(parents=True, exist_ok=True)
     sources = directory / f".{version}"
@@ -118,6 +126,10 @@ def make_release(
     members = {"LICENSE", "golden.jsonl", GRAPH, "tokenizer.json"} & draft.pop("files").keys()
     lines = (sources / "golden.jsonl").read_text("utf-8").splitlines()
     (sources / "golden.jsonl").write_text("\n".join(lines[:golden]) + "\n", "utf-8")
+    if rules is not None:
+        (sources / RULES_FILE).write_text(rules)
+        members |= {RULES_FILE}
+        draft["rules"] = [RULES_FILE]
     if change is not None:
         change(draft)
     path = directory / f"{NAME}-{version}.slm"
@@ -358,6 +370,7 @@ class Run:
         device: RigDevice | None = None,
         boot: str = "boot-1",
         launch: Launch = launch_trial,
+        content: Content | None = None,
     ) -> None:
         self._stopped = False
         self.device = device or RigDevice()
@@ -371,6 +384,7 @@ class Run:
             factory,
             on_report=self.reports.append,
             boot_id=boot,
+            content=content,
         )
         self.serving = RigServing(state_dir / "cache")
         self.packages = self.updater.boot()

@@ -2,208 +2,241 @@
 
 What decides its speed, besides the int8 matrix products:
 
-* keys lie by position, (context, head_width), values across it, (head_width, context), and both are the *left* operand
-  of their product: XNNPACK packs the right operand anew at each call, and the right one is here the query or the
-  weights of attention, a few kilobytes;
-* queries, keys and values come from one matrix, and so do gate and up;
+* keys lie by position, (context, head_width), values across it, (head_width, context). For few tokens both are the
+  *left* operand of their product: XNNPACK packs the right operand anew at each call, and the right one is then the
+  query or the weights of attention, a few kilobytes;
+* queries, keys and values come from one matrix, and so do gate and up; queries and keys are normed and rotated as one;
 * a local layer keeps a ring of positions instead of the whole context: written at `ring_pos`, seen through
   `ring_mask`. Rotary angles are applied before keys are kept, so the order within the ring does not matter.
-
-RMSNorm is marked as a composite, which XNNPACK computes as one operator.
 """
 
 from __future__ import annotations
 
 import math
-from typing import Any
+from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
-import torch
-from torch import Tensor, nn
-from torch.nn import functional
 
+from benchmarks.gemma.flatgraph import Array, ModelWriter, QuantizedMatrix, Subgraph, Tensor
 from benchmarks.gemma.weights import GemmaShape, Tensors
 
-Caches = dict[str, Tensor]
+LEFT_TOKENS = 16
+"""Up to so many tokens in a step the caches are left operands; with more, packing them pays."""
 
 
-class Norm(nn.Module):  # type: ignore[misc]  # torch is not read by mypy here
-    """RMSNorm as a composite."""
+@dataclass(frozen=True)
+class LayerWeights:
+    """One layer, quantized; norms in float."""
 
-    def __init__(self, weight: Tensor, epsilon: float) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(weight, requires_grad=False)
-        self.register_buffer("ones", torch.ones_like(weight), persistent=False)
-        self.epsilon = epsilon
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Normalize the last dimension."""
-        from litert_torch.generative.layers.normalization import rms_norm_with_hlfb  # noqa: PLC0415
-
-        normed: Tensor = rms_norm_with_hlfb(x, self.weight, self.epsilon, self.ones)
-        return normed
+    qkv: QuantizedMatrix
+    output: QuantizedMatrix
+    gate_up: QuantizedMatrix
+    down: QuantizedMatrix
+    head_norms: Array
+    attention_norm: Array
+    attention_end_norm: Array
+    feed_forward_norm: Array
+    feed_forward_end_norm: Array
 
 
-def _linear(*matrices: Any) -> nn.Linear:
-    weight = torch.from_numpy(np.concatenate(matrices))
-    layer = nn.Linear(weight.shape[1], weight.shape[0], bias=False)
-    layer.weight = nn.Parameter(weight, requires_grad=False)
-    return layer
+@dataclass(frozen=True)
+class GemmaWeights:
+    """The network, quantized."""
+
+    shape: GemmaShape
+    table: QuantizedMatrix
+    final_norm: Array
+    layers: tuple[LayerWeights, ...]
+    ones: Array
+    wide_turns: tuple[Array, Array]
+    local_turns: tuple[Array, Array]
 
 
-class Layer(nn.Module):  # type: ignore[misc]
-    """Attention, then feed-forward, each between two norms and beside a residual."""
+def quantize(shape: GemmaShape, tensors: Tensors) -> GemmaWeights:
+    """Int8 weights, one scale for each row."""
 
-    def __init__(self, shape: GemmaShape, tensors: Tensors, index: int) -> None:
-        super().__init__()
+    def layer(index: int) -> LayerWeights:
+        def take(*names: str) -> Array:
+            return np.concatenate([tensors[f"{index}.{name}"] for name in names])
 
-        def take(name: str) -> Any:
-            return tensors[f"{index}.{name}"]
+        # The scale of attention, 1 / sqrt(head_width), is folded into the norm of the queries.
+        query = take("query_norm") / np.float32(math.sqrt(shape.head_width))
+        heads = np.stack([query] * shape.heads + [take("key_norm")])[None, None]
+        return LayerWeights(
+            qkv=QuantizedMatrix(take("query", "key", "value")),
+            output=QuantizedMatrix(take("output")),
+            gate_up=QuantizedMatrix(take("gate", "up")),
+            down=QuantizedMatrix(take("down")),
+            head_norms=np.ascontiguousarray(heads, np.float32),
+            attention_norm=take("attention_norm"),
+            attention_end_norm=take("attention_end_norm"),
+            feed_forward_norm=take("feed_forward_norm"),
+            feed_forward_end_norm=take("feed_forward_end_norm"),
+        )
 
-        def norm(name: str, scale: float = 1.0) -> Norm:
-            return Norm(torch.from_numpy(take(name) * np.float32(scale)), shape.norm_epsilon)
-
-        self.shape = shape
-        self.qkv = _linear(take("query"), take("key"), take("value"))
-        self.output = _linear(take("output"))
-        self.gate_up = _linear(take("gate"), take("up"))
-        self.down = _linear(take("down"))
-        self.attention_norm = norm("attention_norm")
-        self.attention_end_norm = norm("attention_end_norm")
-        self.feed_forward_norm = norm("feed_forward_norm")
-        self.feed_forward_end_norm = norm("feed_forward_end_norm")
-        # The scale of attention, 1 / sqrt(head_width), is folded into the norm of the query.
-        self.query_norm = norm("query_norm", 1.0 / math.sqrt(shape.head_width))
-        self.key_norm = norm("key_norm")
-
-    def forward(
-        self, x: Tensor, angles: tuple[Tensor, Tensor], mask: Tensor, at: Tensor, keys: Tensor, values: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Apply the layer to `x: (1, n, width)`; returns it with both caches updated from place `at` on."""
-        heads, head_width = self.shape.heads, self.shape.head_width
-        count = x.shape[1]
-        mixed = self.qkv(self.attention_norm(x))
-        query = mixed[..., : heads * head_width].reshape(1, count, heads, head_width)
-        key = mixed[..., heads * head_width : (heads + 1) * head_width].reshape(1, count, 1, head_width)
-        value = mixed[..., (heads + 1) * head_width :]
-        query = _rotate(self.query_norm(query), *angles).permute(0, 2, 1, 3)
-        query = query.reshape(1, 1, heads * count, head_width)
-        key = _rotate(self.key_norm(key), *angles).reshape(1, 1, count, head_width)
-        value = value.reshape(1, count, head_width).permute(0, 2, 1).reshape(1, 1, head_width, count)
-        keys = _write(keys, key, at, 2)
-        values = _write(values, value, at, 3)
-        attended = _attend(query, keys, values, mask, count)
-        attended = attended.reshape(1, heads, count, head_width).permute(0, 2, 1, 3)
-        x = x + self.attention_end_norm(self.output(attended.reshape(1, count, heads * head_width)))
-        inner = self.gate_up(self.feed_forward_norm(x))
-        width = self.shape.inner_width
-        gated = functional.gelu(inner[..., :width], approximate="tanh") * inner[..., width:]
-        return x + self.feed_forward_end_norm(self.down(gated)), keys, values
-
-LEFT = True
-
-def _attend(query: Tensor, keys: Tensor, values: Tensor, mask: Tensor, count: int) -> Tensor:
-    """(1, 1, heads * count, head_width); `mask: (1, 1, count, places)` is added to the scores."""
-    from litert_torch.generative.custom_ops.bmm_4d import bmm_4d  # noqa: PLC0415
-
-    places = keys.shape[2]
-    rows = query.shape[2]
-    if not LEFT:
-        sc = bmm_4d(query, keys)
-        sc = (sc.reshape(1, rows // count, count, places) + mask).reshape(1, 1, rows, places)
-        return bmm_4d(functional.softmax(sc, dim=-1), values)
-    scores = bmm_4d(keys, query).permute(0, 1, 3, 2)
-    scores = (scores.reshape(1, rows // count, count, places) + mask).reshape(1, 1, rows, places)
-    weights = functional.softmax(scores, dim=-1)
-    mixed: Tensor = bmm_4d(values, weights).permute(0, 1, 3, 2)
-    return mixed
-
-
-def _write(cache: Tensor, update: Tensor, at: Tensor, dimension: int) -> Tensor:
-    from litert_torch.generative.custom_ops.dynamic_update_slice import dynamic_update_slice  # noqa: PLC0415
-
-    zero = torch.zeros([], dtype=torch.int32)
-    start = at[0].reshape([])
-    written: Tensor = dynamic_update_slice(
-        cache, update, [start if place == dimension else zero for place in range(4)]
+    return GemmaWeights(
+        shape=shape,
+        table=QuantizedMatrix(tensors["embedding"]),
+        final_norm=tensors["final_norm"],
+        layers=tuple(layer(index) for index in range(shape.layers)),
+        ones=np.ones(shape.head_width, np.float32),
+        wide_turns=_turns(shape.head_width, shape.rotary_base),
+        local_turns=_turns(shape.head_width, shape.local_rotary_base),
     )
-    return written
 
 
-def _rotate(x: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
-    """Turn each pair (i, i + half) of `x: (1, n, heads, head_width)` by its position's angle."""
-    half = x.shape[-1] // 2
-    left, right = x[..., :half], x[..., half:]
-    return torch.cat((left * cosine - right * sine, right * cosine + left * sine), dim=-1)
-
-
-class Gemma(nn.Module):  # type: ignore[misc]
-    """The network for one signature.
-
-    Args of the constructor:
-        logits: ``none`` (prefill), ``last`` or ``all`` of the positions given in.
-        ring: whether local layers keep rings; else they see the context through `ring_mask` as well.
-    """
-
-    def __init__(self, shape: GemmaShape, tensors: Tensors, *, with_logits: bool) -> None:
-        super().__init__()
-        self.shape = shape
-        self.with_logits = with_logits
-        table = torch.from_numpy(tensors["embedding"])
-        self.embedding = nn.Embedding(*table.shape, _weight=table)
-        self.head = nn.Linear(table.shape[1], table.shape[0], bias=False)
-        self.head.weight = self.embedding.weight
-        self.layers = nn.ModuleList(Layer(shape, tensors, index) for index in range(shape.layers))
-        self.final_norm = Norm(torch.from_numpy(tensors["final_norm"]), shape.norm_epsilon)
-        self.register_buffer("slow", _frequencies(shape.head_width, shape.rotary_base), persistent=False)
-        self.register_buffer("fast", _frequencies(shape.head_width, shape.local_rotary_base), persistent=False)
-
-    def forward(
-        self,
-        tokens: Tensor,
-        input_pos: Tensor,
-        mask: Tensor,
-        ring_pos: Tensor,
-        ring_mask: Tensor,
-        kv_cache: Caches,
-    ) -> dict[str, Tensor]:
-        """One step over `tokens: (1, n)`."""
-        x = self.embedding(tokens) * math.sqrt(self.shape.width)
-        position = input_pos.float().reshape(1, -1, 1, 1)
-        angles = {True: _angles(position * self.slow), False: _angles(position * self.fast)}
-        result: dict[str, Tensor] = {}
-        for index, layer in enumerate(self.layers):
-            wide = self.shape.is_global(index)
-            keys, values = kv_cache[f"k_{index}"], kv_cache[f"v_{index}"]
-            at, seen = (input_pos, mask) if wide else (ring_pos, ring_mask)
-            x, keys, values = layer(x, angles[wide], seen, at, keys, values)
-            result[f"kv_cache_k_{index}"], result[f"kv_cache_v_{index}"] = keys, values
-        if self.with_logits:
-            result["logits"] = self.head(self.final_norm(x))
-        return result
-
-
-def _frequencies(head_width: int, base: float) -> Tensor:
+def _turns(head_width: int, base: float) -> tuple[Array, Array]:
+    """Radians that each element turns per position, for the cosine, and with its sign for the sine."""
     half = head_width // 2
-    return base ** (-torch.arange(half, dtype=torch.float32) / half)
+    turns = (base ** (-np.arange(half, dtype=np.float64) / half)).astype(np.float32)
+    shape = (1, 1, 1, head_width)
+    return np.concatenate([turns, turns]).reshape(shape), np.concatenate([-turns, turns]).reshape(shape)
 
 
-def _angles(angle: Tensor) -> tuple[Tensor, Tensor]:
-    return angle.cos(), angle.sin()
+class _Step:
+    """One signature being written."""
+
+    def __init__(
+        self, graph: Subgraph, weights: GemmaWeights, count: int, context: int, ring: int
+    ) -> None:
+        self.graph, self.weights, self.count = graph, weights, count
+        self.context, self.ring = context, min(ring, context)
+        self.zero = np.zeros(1, np.int32)
+
+    def write(self, logits: bool) -> None:
+        graph, shape, count = self.graph, self.weights.shape, self.count
+        tokens = graph.input("tokens", (1, count), "int32")
+        input_pos = graph.input("input_pos", (count,), "int32")
+        masks = {True: graph.input("mask", (1, 1, count, self.context))}
+        starts = {True: self._start(input_pos)}
+        if self.ring < self.context:
+            masks[False] = graph.input("ring_mask", (1, 1, count, self.ring))
+            starts[False] = self._start(graph.input("ring_pos", (count,), "int32"))
+        else:
+            masks[False] = graph.input("local_mask", (1, 1, count, self.context))
+            starts[False] = starts[True]
+        caches = [
+            tuple(
+                graph.input(f"kv_cache_{kind}_{index}", self._cache_shape(kind, shape.is_global(index)))
+                for kind in "kv"
+            )
+            for index in range(shape.layers)
+        ]
+        flat = graph.typed(graph.reshape(tokens, (count,)), "int32")
+        x = graph.op(
+            "EMBEDDING_LOOKUP",
+            [flat, graph.matrix(self.weights.table, math.sqrt(shape.width))],
+            (count, shape.width),
+        )
+        x = graph.reshape(x, (1, count, shape.width))
+        position = graph.op("CAST", [input_pos], (count,), "CastOptions")
+        position = graph.reshape(position, (1, count, 1, 1))
+        angles = {
+            True: self._angles(position, self.weights.wide_turns),
+            False: self._angles(position, self.weights.local_turns),
+        }
+        for index, layer in enumerate(self.weights.layers):
+            wide = shape.is_global(index)
+            x, kept = self._layer(x, layer, angles[wide], masks[wide], starts[wide], caches[index])
+            for kind, cache in zip("kv", kept, strict=True):
+                graph.outputs[f"kv_cache_{kind}_{index}"] = cache
+        if logits:
+            x = graph.norm(x, self.weights.final_norm, shape.norm_epsilon)
+            graph.outputs["logits"] = graph.linear(x, self.weights.table)
+
+    def _cache_shape(self, kind: str, wide: bool) -> tuple[int, int, int, int]:
+        places, width = self.context if wide else self.ring, self.weights.shape.head_width
+        return (1, 1, places, width) if kind == "k" else (1, 1, width, places)
+
+    def _start(self, places: Tensor) -> tuple[Tensor, Tensor]:
+        """Where keys and values are written: the first of `places`, in their dimension."""
+        graph = self.graph
+        first = graph.typed(graph.slice(places, [0], [1]), "int32") if self.count > 1 else places
+        zero = graph.constant(self.zero)
+        keys = graph.typed(graph.concat([zero, zero, first, zero], 0), "int32")
+        values = graph.typed(graph.concat([zero, zero, zero, first], 0), "int32")
+        return keys, values
+
+    def _angles(self, position: Tensor, turns: tuple[Array, Array]) -> tuple[Tensor, Tensor]:
+        graph = self.graph
+        cosine, sine = (graph.binary("MUL", position, graph.constant(turn)) for turn in turns)
+        return graph.op("COS", [cosine], cosine.shape), graph.op("SIN", [sine], sine.shape)
+
+    def _layer(
+        self, x: Tensor, layer: LayerWeights, angles: tuple[Tensor, Tensor], mask: Tensor,
+        start: tuple[Tensor, Tensor], caches: tuple[Tensor, ...],
+    ) -> tuple[Tensor, tuple[Tensor, Tensor]]:  # fmt: skip
+        graph, shape, count = self.graph, self.weights.shape, self.count
+        heads, width = shape.heads, shape.head_width
+
+        def norm(value: Tensor, weight: Array) -> Tensor:
+            return graph.norm(value, weight, shape.norm_epsilon)
+
+        mixed = graph.linear(norm(x, layer.attention_norm), layer.qkv)
+        mixed = graph.reshape(mixed, (1, count, heads + 2, width))
+        turned = graph.slice(mixed, [0, 0, 0, 0], [1, count, heads + 1, width])
+        turned = graph.binary("MUL", norm(turned, self.weights.ones), graph.constant(layer.head_norms))
+        turned = self._rotate(turned, angles)
+        query = graph.slice(turned, [0, 0, 0, 0], [1, count, heads, width])
+        key = graph.slice(turned, [0, 0, heads, 0], [1, count, 1, width])
+        value = graph.slice(mixed, [0, 0, heads + 1, 0], [1, count, 1, width])
+        value = graph.reshape(value, (1, 1, count, width))
+        if count > 1:
+            value = graph.transpose(value, [0, 1, 3, 2])
+        keys = graph.write_at(caches[0], graph.reshape(key, (1, 1, count, width)), start[0])
+        values = graph.write_at(caches[1], graph.reshape(value, (1, 1, width, count)), start[1])
+        attended = self._attend(graph.reshape(query, (1, 1, count * heads, width)), keys, values, mask)
+        attended = graph.reshape(attended, (1, count, heads * width))
+        x = graph.binary("ADD", x, norm(graph.linear(attended, layer.output), layer.attention_end_norm))
+        inner = graph.linear(norm(x, layer.feed_forward_norm), layer.gate_up)
+        block = [1, count, shape.inner_width]
+        gate, up = graph.slice(inner, [0, 0, 0], block), graph.slice(inner, [0, 0, shape.inner_width], block)
+        gate = graph.op("GELU", [gate], gate.shape, "GeluOptions", approximate=True)
+        down = graph.linear(graph.binary("MUL", gate, up), layer.down)
+        return graph.binary("ADD", x, norm(down, layer.feed_forward_end_norm)), (keys, values)
+
+    def _rotate(self, x: Tensor, angles: tuple[Tensor, Tensor]) -> Tensor:
+        """Turn each pair (i, i + half) by its position's angle; the sine carries the sign."""
+        graph = self.graph
+        half = x.shape[-1] // 2
+        block = [*x.shape[:-1], half]
+        left, right = graph.slice(x, [0, 0, 0, 0], block), graph.slice(x, [0, 0, 0, half], block)
+        swapped = graph.concat([right, left], 3)
+        return graph.binary(
+            "ADD", graph.binary("MUL", x, angles[0]), graph.binary("MUL", swapped, angles[1])
+        )
+
+    def _attend(self, query: Tensor, keys: Tensor, values: Tensor, mask: Tensor) -> Tensor:
+        """Rows of `query` are tokens, and heads within tokens; the same for what is returned."""
+        graph, count = self.graph, self.count
+        places, rows = keys.shape[2], query.shape[2]
+        few = count <= LEFT_TOKENS
+        scores = (
+            graph.transpose(graph.product(keys, query), [0, 1, 3, 2]) if few else graph.product(query, keys)
+        )
+        if count > 1:
+            scores = graph.reshape(scores, (1, count, rows // count, places))
+            scores = graph.binary("ADD", scores, graph.reshape(mask, (1, count, 1, places)))
+            scores = graph.reshape(scores, (1, 1, rows, places))
+        else:
+            scores = graph.binary("ADD", scores, mask)
+        weights = graph.op("SOFTMAX", [scores], scores.shape, "SoftmaxOptions", beta=1.0)
+        if few:
+            return graph.transpose(graph.product(values, weights), [0, 1, 3, 2])
+        return graph.product(weights, values)
 
 
-def example(shape: GemmaShape, count: int, context: int, ring: int) -> dict[str, Any]:
-    """Inputs of the form that a signature of `count` tokens at `context` positions has."""
-    caches: Caches = {}
-    for index in range(shape.layers):
-        places = context if shape.is_global(index) else min(ring, context)
-        caches[f"k_{index}"] = torch.zeros(1, 1, places, shape.head_width)
-        caches[f"v_{index}"] = torch.zeros(1, 1, shape.head_width, places)
-    return {
-        "tokens": torch.zeros(1, count, dtype=torch.int32),
-        "input_pos": torch.arange(count, dtype=torch.int32),
-        "mask": torch.zeros(1, 1, count, context),
-        "ring_pos": torch.arange(count, dtype=torch.int32),
-        "ring_mask": torch.zeros(1, 1, count, min(ring, context)),
-        "kv_cache": caches,
-    }
+def add_signature(
+    writer: ModelWriter,
+    weights: GemmaWeights,
+    name: str,
+    *,
+    count: int,
+    context: int,
+    ring: int,
+    logits: Literal["none", "all"],
+) -> None:
+    """Add signature `name`: `count` tokens at once over caches of `context` places, `ring` in local layers."""
+    step = _Step(writer.subgraph(name), weights, count, context, ring)
+    step.write(logits == "all")

@@ -189,7 +189,9 @@ def _prompt_request(schema: Json) -> None:
     schema["properties"] |= Options.model_json_schema(schema_generator=_Documented)["properties"]
     for name in UNSUPPORTED_OPTIONS:
         schema["properties"][name] = {"type": "null", "description": "Reserved: refused by this release."}
-    schema["description"] += " The same option in both places is refused."
+    schema["description"] += (
+        " The same option in both places is refused, and so are two forms of answer at once."
+    )
 
 
 def _result(schema: Json) -> None:

@@ -11,6 +11,8 @@ _COMMANDS: dict[str, tuple[str, str]] = {
         "edgeslm.cli.flash_archive:archive",
         "Make one file that installs the agent on a board that runs.",
     ),
+    "batch": ("edgeslm.cli.flash_batch:batch", "Write many cards, each with a name and a claim of its own."),
+    "labels": ("edgeslm.cli.flash_batch:labels", "Make the labels of a batch anew."),
     "disks": (
         "edgeslm.cli.flash_disks:disks",
         "List the disks: which can be written, and why others cannot.",

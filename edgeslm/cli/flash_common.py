@@ -1,9 +1,10 @@
-"""What the commands that write cards share: sizes as they are typed, asking for a name, showing how far it is."""
+"""What the commands that write cards share: their options, asking for a name, showing how far it is."""
 
 from __future__ import annotations
 
-import re
+import shutil
 import sys
+import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,30 +13,15 @@ from typing import TYPE_CHECKING
 import click
 
 from edgeslm.cli.output import printable
+from edgeslm.cli.profile import card_size
 from edgeslm.errors import UsageError
 
 if TYPE_CHECKING:
     from edgeslm.flash.disks.progress import Progress
+    from edgeslm.flash.disks.stations import Told
 
-_SIZE = re.compile(r"(\d{1,6}(?:\.\d{1,3})?)\s*([MGT])B?", re.IGNORECASE)
-_UNITS = {"M": 10**6, "G": 10**9, "T": 10**12}
 _REDRAW_S = 0.2
-_LINE_CHARS = 100
 _FILE = click.Path(path_type=Path, dir_okay=False, exists=True)
-
-
-def size(text: str | int) -> int:
-    """Bytes, from a size as cards are labelled, such as ``512GB``: powers of ten.
-
-    Raises:
-        ValueError: it is none; click makes a usage error of it.
-    """
-    if isinstance(text, int):
-        return text
-    match = _SIZE.fullmatch(text.strip())
-    if match is None or float(match[1]) == 0:
-        raise ValueError(f"'{text[:40]}' is no size such as 32GB or 1TB")
-    return round(float(match[1]) * _UNITS[match[2].upper()])
 
 
 image_argument = click.argument("image", type=_FILE)
@@ -48,10 +34,10 @@ no_bmap_option = click.option(
 max_size_option = click.option(
     "--max-size",
     "max_bytes",
-    type=size,
-    default="512GB",
+    callback=card_size,
+    default="512G",
     show_default=True,
-    help="Disks above this are refused.",
+    help="Larger disks are refused.",
 )
 try_option = click.option(
     "--try", "trying", is_flag=True, help="Take a plain file or a loop device for a card, to try things out."
@@ -116,13 +102,77 @@ class ProgressLine:
         if changed and self._phase:
             click.echo(err=True)
         self._phase, self._shown_s = progress.phase, now_s
-        click.echo("\r" + progress_text(progress).ljust(_LINE_CHARS), nl=False, err=True)
+        click.echo(f"\r\x1b[K{progress_text(progress)}", nl=False, err=True)
 
     def end(self) -> None:
         """Begin a new line."""
         if self._terminal and self._phase:
             click.echo(err=True)
         self._phase = ""
+
+
+class StationLines:
+    """What happens at several readers, on stderr: a line for each event, on a terminal one below for how far all are.
+
+    Used by a thread for each reader.
+    """
+
+    def __init__(self) -> None:
+        self._terminal = sys.stderr.isatty()
+        self._lock = threading.Lock()
+        self._now: dict[str, str] = {}
+        self._phases: dict[str, str] = {}
+        self._shown_s = 0.0
+
+    def tell(self, told: Told) -> None:
+        """Show an event."""
+        words = {
+            "making": "making the image of {}",
+            "waiting": "put in the card for {}",
+            "refused": "this card is not taken for {}",
+            "found": "writing {}; leave the card in",
+            "done": "{} is done: take the card out",
+            "again": "this card is no good for {}; take another",
+            "failed": "{} is given up",
+            "idle": "nothing more to do",
+        }
+        text = f"{Path(told.reader).name}: {words[told.event].format(told.name)}"
+        with self._lock:
+            self._now.pop(told.reader, None)
+            self._clear()
+            click.echo(printable(text + (f": {told.text}" if told.text else "")), err=True)
+            self._draw()
+
+    def progress(self, reader: str, name: str, progress: Progress) -> None:
+        """Show how far a card is."""
+        with self._lock:
+            if not self._terminal:
+                if self._phases.get(reader) != progress.phase:
+                    self._phases[reader] = progress.phase
+                    click.echo(printable(f"{Path(reader).name}: {progress.phase} {name} ..."), err=True)
+                return
+            left = "" if progress.left_s is None else f", {span_text(progress.left_s)} left"
+            share = f" {progress.done_bytes / progress.total_bytes:.0%}" if progress.total_bytes else ""
+            self._now[reader] = f"{Path(reader).name} {name} {progress.phase}{share}{left}"
+            if time.monotonic() - self._shown_s >= _REDRAW_S:
+                self._clear()
+                self._draw()
+
+    def end(self) -> None:
+        """Leave nothing half drawn."""
+        with self._lock:
+            self._now.clear()
+            self._clear()
+
+    def _clear(self) -> None:
+        if self._terminal:
+            click.echo("\r\x1b[K", nl=False, err=True)
+
+    def _draw(self) -> None:
+        if self._terminal and self._now:
+            self._shown_s = time.monotonic()
+            columns = shutil.get_terminal_size().columns - 1
+            click.echo(printable(" | ".join(self._now.values()))[:columns], nl=False, err=True)
 
 
 def progress_text(progress: Progress) -> str:

@@ -85,6 +85,10 @@ def _show_rules(rules: RuleSet, *, as_json: bool) -> None:
             causes.append(f"every {rule.spec.every_s:g} s")
         with_model = "asks a model" if rule.prompt is not None else "no model"
         click.echo(f"{rule.file}: {rule.name}: on {', '.join(causes) or 'a call'}; {with_model}")
+    for gone in rules.overridden:
+        click.echo(
+            f"not in use: {gone.name} of {gone.origin}, since {printable(gone.by)} has a rule of that name"
+        )
     click.echo(f"listens to {', '.join(printable(name) for name in subscriptions) or 'nothing'}")
     click.echo(f"{len(rules.rules)} rules in {len(rules.files)} files are right", err=True)
 

@@ -154,7 +154,7 @@ def _lend(files: str) -> str:
 
     By the state directory's owner: the name of a dynamic user is unknown to images without libnss-systemd.
     """
-    give = f'for file in {files}; do chown --reference={STATE} "$$file"; done'
+    give = f'for file in {files}; do test ! -e "$$file" || chown --reference={STATE} "$$file"; done'
     return f"ExecStartPre=+-/bin/sh -c '{give}'"
 
 
@@ -178,6 +178,8 @@ def _confinement(options: UnitOptions) -> list[str]:
         lines += ["PrivateDevices=yes"]
     if options.caps_frequency:
         lines += [f"ReadWritePaths=-{_CPUFREQ}"]
+    # systemd 257 and later mount the state directory of a dynamic user noexec; the agent's libraries lie there.
+    lines += [f"ExecPaths=-/var/lib/private/{_STATE_NAME} -{STATE}"]
     return [*lines, *_CONFINEMENT]
 
 

@@ -45,7 +45,7 @@ from paho.mqtt.properties import Properties
 from paho.mqtt.reasoncodes import ReasonCode
 from paho.mqtt.subscribeoptions import SubscribeOptions
 
-from edgeslm.clock import clock_is_set, utc_now
+from edgeslm.clock import utc_now
 from edgeslm.errors import ConfigError
 from edgeslm.link.port import Message
 from edgeslm.schema.config import BrokerConfig
@@ -62,6 +62,8 @@ CONNECT_TIMEOUT_S = 10.0
 """From the first SYN to SUBACK."""
 LINGER_S = 0.2
 """For the broker to close a connection after DISCONNECT."""
+_OF_DATES = (9, 10)
+"""A certificate is not valid yet, or not any more (OpenSSL, X509_STORE_CTX_get_error(3))."""
 
 
 def tls_context(config: BrokerConfig) -> ssl.SSLContext | None:
@@ -106,8 +108,8 @@ def read_password(config: BrokerConfig) -> str | None:
 def doubt_about_tls(config: BrokerConfig, error: Exception) -> str:
     """What to ask oneself when connecting ended in `error`, to stand behind its text; mostly empty."""
     is_of_handshake = isinstance(error, ssl.SSLError | ConnectionResetError)
-    if isinstance(error, ssl.SSLCertVerificationError) and not clock_is_set(time.time()):
-        return f" (the clock of this machine says {utc_now():%Y-%m-%d}, and has yet to be set)"
+    if isinstance(error, ssl.SSLCertVerificationError) and error.verify_code in _OF_DATES:
+        return f" (the clock of this machine says {utc_now():%Y-%m-%d})"
     if config.ca_file is None or not is_of_handshake or isinstance(error, ssl.SSLCertVerificationError):
         return ""
     return " (is this a port without TLS?)"

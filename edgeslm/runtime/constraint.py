@@ -25,6 +25,7 @@ import numpy.typing as npt
 
 from edgeslm.errors import ConstraintError, ConstraintMissingError
 from edgeslm.runtime.constraint_closing import find_completion
+from edgeslm.runtime.constraint_json import JsonPlace
 from edgeslm.runtime.tokenizer import Tokenizer
 from edgeslm.schema.message import AnswerFormKind, Options
 
@@ -90,6 +91,7 @@ class Matcher:
         self._matcher = matcher
         self._kind = kind
         self._tokens = tokens
+        self._place = JsonPlace() if kind == "json_schema" else None
 
     @property
     def is_complete(self) -> bool:
@@ -103,10 +105,13 @@ class Matcher:
 
     def allows(self, token: int) -> bool:
         """Whether `token` may come next."""
-        return token < self._tokens.count and self._matcher.validate_tokens([token]) == 1
+        if token >= self._tokens.count or self._matcher.validate_tokens([token]) != 1:
+            return False
+        place = self._place
+        return place is None or not place.in_number or not place.overflows(self._tokens[token])
 
     def allowed(self) -> TokenIds:
-        """Ids of the tokens that may come next, ascending.
+        """Ids of the tokens that may come next, ascending; in JSON none that make a number too large to be read.
 
         Raises:
             ConstraintError: there are none, or the form is too complex to tell.
@@ -115,6 +120,11 @@ class Matcher:
         if not ids.size or self._matcher.get_error().startswith("NoExtension"):
             raise ConstraintError(f"no answer has the form of {_NAMES[self._kind]}", kind=self._kind)
         self.check()
+        place = self._place
+        if place is not None and place.in_number:
+            sane = [token for token in ids.tolist() if not place.overflows(self._tokens[token])]
+            # A schema may ask for such a number, and for no other.
+            return np.array(sane or ids, np.int64)
         return ids
 
     def accept(self, token: int) -> None:
@@ -126,6 +136,8 @@ class Matcher:
         if not self._matcher.consume_token(token):
             self.check()
             raise ConstraintError(f"token {token} does not fit {_NAMES[self._kind]}", kind=self._kind)
+        if self._place is not None:
+            self._place.feed(self._tokens[token])
 
     def forced(self) -> list[int]:
         """The tokens that must come next.

@@ -15,6 +15,8 @@ from typing import Any
 
 import numpy as np
 
+from edgeslm.runtime.constraint_json import JsonPlace
+
 _MAX_STEPS = 2_000
 _MAX_CHARS = 16_384
 _MAX_CPU_S = 0.1
@@ -66,7 +68,7 @@ class _Walk:
         self._matcher = matcher
         self._tokenizer = tokenizer
         self._is_json = is_json
-        self._place = _Place()
+        self._place = JsonPlace()
         self._place.feed(text.encode())
         self._visits: Counter[tuple[int | None, bool]] = Counter()
         self._ids: dict[str, int] = {}
@@ -124,22 +126,3 @@ class _Walk:
         ]
         ids.sort(key=lambda token: len(self._tokenizer.decode_bytes([token])))
         return ids[:32]
-
-
-class _Place:
-    """Where in a JSON text we are: inside a string or not."""
-
-    def __init__(self) -> None:
-        self.in_string = False
-        self._escaped = False
-
-    def feed(self, data: bytes) -> None:
-        for byte in data:
-            if not self.in_string:
-                self.in_string = byte == 0x22
-            elif self._escaped:
-                self._escaped = False
-            elif byte == 0x5C:
-                self._escaped = True
-            elif byte == 0x22:
-                self.in_string = False

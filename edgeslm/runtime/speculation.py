@@ -123,10 +123,8 @@ class Copies:
     def __init__(self, *sequences: Iterable[int]) -> None:
         self._tokens: list[int] = []
         self._after: dict[tuple[int, ...], int] = {}
-        for sequence in sequences:
-            self.extend([*sequence, _SEPARATOR])
-        if self._tokens:
-            self._tokens.pop()
+        for number, sequence in enumerate(sequences):
+            self.extend([_SEPARATOR, *sequence] if number else sequence)
 
     def extend(self, tokens: Iterable[int]) -> None:
         """`tokens` come next."""

@@ -21,6 +21,7 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 from benchmarks.update_device_rig import FAST, NAME, Release, make_release
 from benchmarks.update_fleet_rig import AGENT, FleetRig, Visitor, fleet_rig
 from edgeslm import topics
+from edgeslm.agent.rules.trace import TRACE_NAME, TraceReader
 from edgeslm.agent.service import Agent
 from edgeslm.cli.wiring import as_member, build_agent, find_identity, parse_agent_config
 from edgeslm.delivery.files import FileBlob
@@ -47,6 +48,12 @@ from edgeslm.trust.mqtt_fetch import MqttFetch
 pytestmark = pytest.mark.skipif(find_mosquitto() is None, reason="mosquitto is not installed")
 
 FLEET = "green"
+RULES = f"""
+inputs:
+  said: {{topic: {topics.ROOT}/{FLEET}/porch/prompt, path: prompt, type: text}}
+rules:
+  - {{name: overheard, when: said == "turn on the kitchen light", fire: each, then: [{{event: "it was said"}}]}}
+"""
 QUICK = FAST.model_copy(update={"probation_s": 1.0})
 
 
@@ -57,6 +64,7 @@ class World:
         self.directory = directory
         self.old = make_release(directory / "depot", "1.0.1", golden=4)
         self.new = make_release(directory / "depot", "1.1.0", golden=4)
+        self.ruled = make_release(directory / "depot", "1.2.0", golden=4, rules=RULES)
         self.keys: dict[str, Signer] = {
             name: CryptoSigner.generate_ed25519()
             for name in ("root", "targets", "snapshot", "timestamp", "assignments", "stranger")
@@ -67,7 +75,7 @@ class World:
             **{name: granted[name] for name in ("root", "targets", "snapshot", "timestamp")},
         )
         self.repository.delegate_assignments(FLEET, granted["assignments"])
-        for release in (self.old, self.new):
+        for release in (self.old, self.new, self.ruled):
             self.repository.add(release.path)
             chunks = release.path.with_name(f"{release.path.name}.chunks")
             self.repository.attach(NAME, release.target.info.version, chunks=chunks)
@@ -220,6 +228,28 @@ def test_an_assignment_is_followed_over_http_while_prompts_are_answered_and_last
         device.start()
         device.wait(lambda: device.heard("info"))
         assert device.serves() == "1.1.0"
+
+
+def test_rules_of_a_release_take_effect_on_a_device_that_had_none_and_last(
+    world: World, rig: FleetRig
+) -> None:
+    with running(world, rig, "porch") as device:
+        device.wait(device.reported)
+        device.ask("before")
+        device.wait(lambda: device.heard("result/before"))
+        device.assign(world.ruled, 1)
+        device.wait(lambda: device.is_settled_at("1.2.0"))
+        assert not device.heard("e/rule")
+        device.wait(lambda: device.ask("after") or device.heard("e/rule"))
+        told = json.loads(device.heard("e/rule")[0].payload)
+        assert (told["detail"], told["figures"]["rule"]) == ("it was said", "overheard")
+        status = TraceReader(device.config.state_dir / TRACE_NAME).ask_status(20)
+        assert status is not None
+        assert [(rule.name, rule.origin) for rule in status.rules] == [("overheard", f"{NAME}@1.2.0")]
+        device.stop()
+        device.operator.events.messages.clear()
+        device.start()
+        device.wait(lambda: device.ask("again") or device.heard("e/rule"))
 
 
 class BlockEnd:

@@ -142,7 +142,7 @@ _VALUES = st.one_of(
     body=st.fixed_dictionaries(
         {"id": st.sampled_from(["a", "A-1", "", "a/b", 7]), "prompt": st.sampled_from(["x", "", None, 3])},
         optional={
-            **dict.fromkeys((*Options.model_fields, "regex", "task", "model", "v", "other"), _VALUES),
+            **dict.fromkeys((*Options.model_fields, "session", "task", "model", "v", "other"), _VALUES),
             "options": st.dictionaries(
                 st.sampled_from([*Options.model_fields, "other"]), _VALUES, max_size=3
             ),
@@ -164,7 +164,8 @@ def test_a_prompt_that_the_model_takes_the_schema_takes(body):
         {"id": "a/b", "prompt": "x"},
         {"id": "a", "prompt": "x", "temperature": 11},
         {"id": "a", "prompt": "x", "options": {"tempreature": 1}},
-        {"id": "a", "prompt": "x", "regex": "a+"},
+        {"id": "a", "prompt": "x", "session": "s"},
+        {"id": "a", "prompt": "x", "choices": []},
         {"id": "a", "prompt": "x", "v": 2},
     ],
 )

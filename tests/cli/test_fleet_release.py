@@ -42,7 +42,14 @@ def ok(result: Result) -> Any:
     return json.loads(result.stdout) if result.stdout.startswith(("{", "[")) else result.stdout
 
 
-def package(directory: Path, version: str, *, weights: bytes = b"w" * 200_000, **changes: Any) -> Path:
+def package(
+    directory: Path,
+    version: str,
+    *,
+    weights: bytes = b"w" * 200_000,
+    rules: str | None = None,
+    **changes: Any,
+) -> Path:
     """A tiny package of that version."""
     members = directory / f"members-{version}"
     members.mkdir(parents=True)
@@ -64,8 +71,13 @@ def package(directory: Path, version: str, *, weights: bytes = b"w" * 200_000, *
         "requires": {"ram_mb": 1, "agent": "0.1.0"},
         "licenses": [{"spdx": "Apache-2.0", "of": "all"}],
     }
+    sources = {"graph.tflite": graph, "tokenizer.json": tokenizer}
+    if rules is not None:
+        sources["rules.home.yaml"] = members / "rules.home.yaml"
+        sources["rules.home.yaml"].write_text(rules)
+        draft["rules"] = ["rules.home.yaml"]
     out = directory / f"lamp-{version}.slm"
-    pack({**draft, **changes}, {"graph.tflite": graph, "tokenizer.json": tokenizer}, out)
+    pack({**draft, **changes}, sources, out)
     return out
 
 
@@ -110,6 +122,17 @@ def test_making_the_repository_makes_locked_keys_and_is_done_once(tmp_path: Path
     assert not (made / "keys" / "root.pem").exists(), "no stray key in place of one that is offline"
     roles = {one["role"]: one["threshold"] for one in ok(run(made, "release", "keys", "--json"))}
     assert roles.keys() == {"root", "targets", "snapshot", "timestamp", "assignments-green"}
+
+
+def test_a_package_whose_rules_no_device_would_take_is_not_released(root: Path, tmp_path: Path) -> None:
+    rules = "inputs: {t: {topic: in/t}}\nrules:\n  - {name: a, when: WHEN, then: [{event: e}]}\n"
+    bad = package(tmp_path, "1.0.0", rules=rules.replace("WHEN", "t >"))
+    refused = run(root, "release", "add", str(bad), "--yes")
+    assert refused.exit_code == 2
+    assert "lamp/rules.home.yaml, line 3, rules.0.when" in refused.stderr
+    assert released(root) == []
+    add(root, package(tmp_path, "1.1.0", rules=rules.replace("WHEN", "t > 1")))
+    assert released(root) == ["lamp@1.1.0"]
 
 
 def test_a_package_is_released_with_chunk_map_and_a_delta_that_pays(root: Path, tmp_path: Path) -> None:

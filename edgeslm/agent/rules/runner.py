@@ -109,7 +109,7 @@ class RuleRunner:
             dry_run: publish nothing, whatever the files say.
         """
         self._paths = tuple(paths)
-        self._brought = brought or BroughtRules()
+        self._brought = BroughtRules() if brought is None else brought
         self._store = store
         self._raise_event = raise_event
         self._on_trace = on_trace

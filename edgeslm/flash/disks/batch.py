@@ -116,7 +116,7 @@ class Batch:
     """
 
     def __init__(self, path: Path, state: BatchState, *, clock: Callable[[], datetime] | None = None) -> None:
-        """Take up `state`; see :func:`begin_batch` and :func:`load_batch`."""
+        """Take up `state`; see :func:`plan_batch` and :func:`load_batch`."""
         self.path = path
         self._state = state
         self._clock = clock or (lambda: datetime.now(UTC))
@@ -127,6 +127,15 @@ class Batch:
         """How far it is."""
         with self._lock:
             return self._state
+
+    def keep(self) -> None:
+        """Write the state as it is.
+
+        Raises:
+            BatchError: that cannot be done.
+        """
+        with self._lock:
+            _save(self.path, self._state)
 
     def take(self, reader: str) -> str | None:
         """The next name that has no card, for the card in `reader`; ``None`` where all have one or are being written.
@@ -157,7 +166,7 @@ class Batch:
             BatchError: the state cannot be kept.
         """
         with self._lock:
-            self._put(self._card(name), standing="done", finished_at=self._clock())
+            self._put(self._card(name), standing="done", finished_at=self._clock(), error=None)
 
     def failed(self, name: str, error: str, *, again: bool) -> None:
         """The card of `name` is no good.
@@ -171,6 +180,15 @@ class Batch:
         with self._lock:
             self._put(self._card(name), standing="waiting" if again else "failed", error=error[:500])
 
+    def released(self, name: str) -> None:
+        """No card came for `name`: it waits again.
+
+        Raises:
+            BatchError: the state cannot be kept.
+        """
+        with self._lock:
+            self._put(self._card(name), standing="waiting", reader=None)
+
     def _card(self, name: str) -> BatchCard:
         return next(card for card in self._state.cards if card.name == name)
 
@@ -182,11 +200,11 @@ class Batch:
         self._state = state
 
 
-def begin_batch(path: Path, *, fleet: str, image: Path, fingerprint: str, names: Sequence[str]) -> Batch:
-    """A batch in which nothing is done yet.
+def plan_batch(path: Path, *, fleet: str, image: Path, fingerprint: str, names: Sequence[str]) -> BatchState:
+    """A batch in which nothing is done yet; nothing is written, see :meth:`Batch.keep`.
 
     Raises:
-        BatchError: there is one at `path`, or the state cannot be kept.
+        BatchError: there is one at `path`.
     """
     if path.exists():
         raise BatchError(
@@ -195,9 +213,7 @@ def begin_batch(path: Path, *, fleet: str, image: Path, fingerprint: str, names:
             hint="Go on with that batch (--resume), or name another --state",
         )
     cards = tuple(BatchCard(name=name) for name in names)
-    state = BatchState(fleet=fleet, image=str(image), fingerprint=fingerprint, cards=cards)
-    _save(path, state)
-    return Batch(path, state)
+    return BatchState(fleet=fleet, image=str(image), fingerprint=fingerprint, cards=cards)
 
 
 def load_state(path: Path) -> BatchState:

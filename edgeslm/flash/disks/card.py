@@ -18,8 +18,9 @@ from edgeslm.flash.disks.lsblk import BlockDevice
 from edgeslm.flash.disks.progress import Tell
 from edgeslm.flash.disks.selection import Need, choose
 from edgeslm.flash.disks.source import RawImage
-from edgeslm.flash.disks.target import DiskTarget, Expected
-from edgeslm.flash.disks.writer import Written, verify_image, write_image
+from edgeslm.flash.disks.target import DiskTarget, Expected, aligned
+from edgeslm.flash.disks.transfer import read_all
+from edgeslm.flash.disks.writer import FIRST_BYTES, Written, verify_image, write_image
 
 List = Callable[[], Sequence[BlockDevice]]
 """Tells the block devices of this machine as they are now."""
@@ -125,3 +126,15 @@ def check_card(image: RawImage, card: Card, *, tell: Tell) -> int:
         EdgeslmError: as :func:`~edgeslm.flash.disks.writer.verify_image` says.
     """
     return verify_image(image, card.target, tell=tell)
+
+
+def begins_as(image: RawImage, card: Card) -> bool:
+    """Whether the first block of `card` is that of `image`.
+
+    Raises:
+        DiskError: the card cannot be read.
+    """
+    size = max(card.target.align_bytes, FIRST_BYTES)
+    found = aligned(size)
+    read_all(card.target, 0, found)
+    return bytes(found[: len(image.head)]) == image.head[:size]

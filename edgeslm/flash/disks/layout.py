@@ -1,7 +1,7 @@
 """What of an image is written, in which order, and by which digests it is known again. Pure.
 
-What always holds: runs are ascending, disjoint and aligned, and cover every unit. A unit is a stretch of the image with
-one SHA-256: a range of its block map, or one step of the image where it has no map. Blocks that a map leaves out may
+What always holds: runs are ascending, disjoint and aligned, and cover every unit. A unit is a range of the image's
+block map, with its SHA-256; an image without a map has none, and is compared itself. Blocks that a map leaves out may
 be written or not (their content is undefined, by the map's own meaning): gaps too short to be worth a jump are written
 along, with what the image holds there, and no digest covers them.
 
@@ -38,12 +38,12 @@ class Unit:
     """Bytes with one digest.
 
     Attributes:
-        sha256: what the image's block map says they are, or ``None``.
+        sha256: what the image's block map says they are.
     """
 
     start: int
     end: int
-    sha256: str | None = None
+    sha256: str
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class Layout:
 
     Attributes:
         image_bytes: its size.
-        units: ascending and disjoint.
+        units: ascending and disjoint; none without a block map.
     """
 
     image_bytes: int
@@ -63,11 +63,6 @@ class Layout:
     def written_bytes(self) -> int:
         """How many bytes are written."""
         return sum(run.end - run.start for run in self.runs)
-
-    @property
-    def is_whole(self) -> bool:
-        """Every byte of the image is written, and every byte has a digest."""
-        return self.written_bytes >= self.image_bytes
 
 
 def plan_layout(image_bytes: int, blocks: BlockMap | None, *, path: str) -> Layout:
@@ -87,9 +82,7 @@ def plan_layout(image_bytes: int, blocks: BlockMap | None, *, path: str) -> Layo
             hint="It was cut off on its way: fetch it again",
         )
     if blocks is None:
-        starts = range(0, image_bytes, STEP_BYTES)
-        units = tuple(Unit(start, min(start + STEP_BYTES, image_bytes)) for start in starts)
-        return Layout(image_bytes, (Run(0, image_bytes),), units)
+        return Layout(image_bytes, (Run(0, image_bytes),), ())
     if blocks.image_bytes != image_bytes:
         raise ImageContentError(
             f"{path} has {image_bytes} bytes, and its block map says {blocks.image_bytes}",

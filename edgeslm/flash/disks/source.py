@@ -22,7 +22,7 @@ from types import TracebackType
 from edgeslm.errors import ImageContentError
 from edgeslm.files import read_bounded
 from edgeslm.flash.disks.ahead import DEPTH
-from edgeslm.flash.disks.layout import HEAD_BYTES, STEP_BYTES, Digester, Layout, Run, plan_layout
+from edgeslm.flash.disks.layout import HEAD_BYTES, STEP_BYTES, Layout, Run, Unit, plan_layout
 from edgeslm.flash.disks.progress import Progress, Tell
 from edgeslm.flash.disks.target import aligned
 from edgeslm.flash.image.bmap import MAX_BMAP_BYTES, BlockMap, read_bmap
@@ -31,6 +31,9 @@ from edgeslm.flash.image.source import form_of, read_digest, unpack
 from edgeslm.flash.image.window import Window
 
 MAP_SUFFIX = ".bmap"
+
+
+_ZEROS = bytearray(STEP_BYTES)
 
 
 @dataclass(frozen=True)
@@ -113,26 +116,40 @@ class RawImage:
             self._fill(run.start, view)
             yield Piece(run, view)
 
-    def digested(self, pieces: Iterator[Piece], digester: Digester) -> Iterator[Piece]:
-        """Hand `pieces` through, and take their digests on the way.
+    def holds(self, run: Run, found: memoryview, into: bytearray) -> bool:
+        """Whether `found` is what belongs into `run`.
+
+        Args:
+            into: room for as much, to read into.
 
         Raises:
-            ImageContentError: they are not what the block map says.
+            ImageContentError: the image cannot be read.
         """
-        units = self.layout.units
-        zeros = memoryview(bytes(STEP_BYTES))
-        for piece in pieces:
-            data = zeros[: piece.run.end - piece.run.start] if piece.data is None else piece.data
-            for index in digester.feed(piece.run.start, data):
-                said = units[index].sha256
-                if said is not None and digester.digests[index].hex() != said:
-                    raise ImageContentError(
-                        f"{self.path}: bytes {units[index].start} to {units[index].end} are not what its block map"
-                        " says",
-                        path=str(self.path),
-                        hint="The image is damaged, or the map is of another one: fetch or make both anew",
-                    )
-            yield piece
+        if self._is_hole(run):
+            return is_zero(found)
+        if len(found) < len(into):
+            into = into[: len(found)]
+        self._fill(run.start, memoryview(into))
+        # A bytearray is compared at once, memoryviews element by element.
+        return into == found
+
+    def check_unit(self, unit: Unit) -> None:
+        """See whether the image itself is there what its block map says.
+
+        Raises:
+            ImageContentError: it is not, or cannot be read.
+        """
+        digest, buffer = hashlib.sha256(), aligned(STEP_BYTES)
+        for start in range(unit.start, unit.end, STEP_BYTES):
+            view = buffer[: min(STEP_BYTES, unit.end - start)]
+            self._fill(start, view)
+            digest.update(view)
+        if digest.hexdigest() != unit.sha256:
+            raise ImageContentError(
+                f"{self.path}: bytes {unit.start} to {unit.end} are not what its block map says",
+                path=str(self.path),
+                hint="The image is damaged, or the map is of another one: fetch or make both anew",
+            )
 
     def check_unchanged(self) -> None:
         """See whether the file is still what it was when it was opened.
@@ -235,6 +252,11 @@ def open_raw(path: Path, *, beside: Path | None = None, with_map: bool = True) -
             raise _unreadable(found, error) from error
         blocks = read_bmap(data, path=str(found))
     return RawImage(path, blocks)
+
+
+def is_zero(found: memoryview) -> bool:
+    """Whether `found`, of one step at most, is zeros alone."""
+    return (_ZEROS if len(found) == len(_ZEROS) else _ZEROS[: len(found)]) == found
 
 
 def map_beside(path: Path) -> Path | None:

@@ -21,16 +21,16 @@ from dataclasses import dataclass
 from edgeslm.errors import CardContentError, DiskError, DiskFullError
 from edgeslm.flash.disks.ahead import DEPTH, ahead
 from edgeslm.flash.disks.journal import WriteJournal
-from edgeslm.flash.disks.layout import HEAD_BYTES, STEP_BYTES, Digester, Layout, Run, steps
+from edgeslm.flash.disks.layout import HEAD_BYTES, STEP_BYTES, Digester, Run, steps
 from edgeslm.flash.disks.probe import probe
 from edgeslm.flash.disks.progress import Pace, Progress, Tell
-from edgeslm.flash.disks.source import Piece, RawImage
+from edgeslm.flash.disks.source import Piece, RawImage, is_zero
 from edgeslm.flash.disks.target import Target, aligned
 from edgeslm.flash.disks.transfer import read_all, write_all
 
 _CHECKPOINT_BYTES = 256 * 2**20
 _TAIL_BYTES = 2**20
-_FIRST_BYTES = 4_096
+FIRST_BYTES = 4_096
 """What decides whether there is a partition table: MBR, and the header of a GPT. Flash memory takes it as one."""
 
 
@@ -60,7 +60,6 @@ class _AnotherCardError(Exception):
 class _Body:
     """What writing all but the head came to."""
 
-    digests: list[bytes]
     written_bytes: int = 0
     kept_bytes: int = 0
 
@@ -101,7 +100,7 @@ def write_image(
     if journal is not None:
         journal.reached(image.layout.image_bytes)
     target.forget()
-    verified = _verify(image.layout, body.digests, target, tell, clock, head=image.head)
+    verified = _verify(image, target, tell, clock, sealed=False)
     tell(Progress("sealing", 0, 0))
     _seal(image, target)
     if journal is not None:
@@ -131,21 +130,8 @@ def verify_image(
         raise CardContentError(
             f"{target.device} holds {target.size_bytes} bytes, less than the image", device=target.device
         )
-    runs = steps(image.layout, target.align_bytes)
-    digester = Digester(image.layout.units)
-    pace = Pace("verifying", sum(run.end - run.start for run in runs), clock)
     target.forget()
-    done_bytes, ours = 0, Digester(image.layout.units)
-    with ahead(image.digested(image.pieces(runs), digester)) as pieces:
-        buffer = aligned(STEP_BYTES)
-        for piece in pieces:
-            view = buffer[: piece.run.end - piece.run.start]
-            read_all(target, piece.run.start, view)
-            for index in ours.feed(piece.run.start, view):
-                _compare(image.layout, index, ours.digests, digester.digests, target)
-            done_bytes += len(view)
-            tell(pace.at(done_bytes))
-    return done_bytes
+    return _verify(image, target, tell, clock, sealed=True)
 
 
 # --- pieces ---------------------------------------------------------------------------------------------------
@@ -186,13 +172,12 @@ def _write_runs(
     """
     runs = steps(image.layout, target.align_bytes)
     total_bytes = sum(run.end - run.start for run in runs)
-    digester = Digester(image.layout.units)
-    body = _Body(digester.digests)
+    body = _Body()
     target.forget()
     pace, paced = Pace("comparing" if earlier_bytes else "writing", total_bytes, clock), 0
     unsynced_bytes = 0
     buffer = aligned(STEP_BYTES)
-    with ahead(image.digested(image.pieces(runs), digester)) as pieces:
+    with ahead(image.pieces(runs)) as pieces:
         for piece in pieces:
             length = piece.run.end - piece.run.start
             paced += length
@@ -223,7 +208,7 @@ def _write_runs(
 def _unseal(target: Target) -> None:
     """Empty the head, its first block before all others: what was on the card is either there, or is not."""
     head = _head_of(target)
-    first = min(max(target.align_bytes, _FIRST_BYTES), head.end)
+    first = min(max(target.align_bytes, FIRST_BYTES), head.end)
     for run in (Run(0, first), Run(first, head.end)):
         if run.start < run.end:
             _empty(target, run)
@@ -249,31 +234,30 @@ def _empty(target: Target, run: Run) -> None:
 
 def _holds(target: Target, piece: Piece, buffer: memoryview) -> bool:
     read_all(target, piece.run.start, buffer)
-    wanted = bytes(len(buffer)) if piece.data is None else piece.data
-    # memoryviews compare element by element; bytes at once.
-    return bytes(buffer) == bytes(wanted)
+    return is_zero(buffer) if piece.data is None else bytearray(buffer) == piece.data
 
 
-def _verify(
-    layout: Layout,
-    wanted: list[bytes],
-    target: Target,
-    tell: Tell,
-    clock: Callable[[], float],
-    *,
-    head: bytes,
-) -> int:
-    """Read back all but the head, whose place is taken by what will be written there."""
+def _verify(image: RawImage, target: Target, tell: Tell, clock: Callable[[], float], *, sealed: bool) -> int:
+    """Read the card, and hold it against the block map's digests, or against the image where it has no map.
+
+    Args:
+        sealed: the head is on the card; else its place is taken by what will be written there.
+    """
+    layout = image.layout
     runs = steps(layout, target.align_bytes)
     pace = Pace("verifying", sum(run.end - run.start for run in runs), clock)
-    found = Digester(layout.units)
-    done_bytes = 0
-    padded = head + bytes(-len(head) % target.align_bytes)
+    found, done_bytes, buffer = Digester(layout.units), 0, bytearray(STEP_BYTES)
+    head = memoryview(image.head + bytes(-len(image.head) % target.align_bytes))
     with ahead(_read_back(target, runs)) as pieces:
         for run, data in pieces:
-            shown = memoryview(padded)[run.start : run.end] if run.end <= HEAD_BYTES else data
+            shown = head[run.start : run.end] if run.end <= HEAD_BYTES and not sealed else data
+            if not image.mapped and not image.holds(run, shown, buffer):
+                raise _otherwise(target, run.start, run.end)
             for index in found.feed(run.start, shown):
-                _compare(layout, index, found.digests, wanted, target)
+                unit = layout.units[index]
+                if found.digests[index].hex() != unit.sha256:
+                    image.check_unit(unit)
+                    raise _otherwise(target, unit.start, unit.end)
             done_bytes += run.end - run.start
             tell(pace.at(done_bytes))
     return done_bytes
@@ -287,15 +271,12 @@ def _read_back(target: Target, runs: tuple[Run, ...]) -> Iterator[tuple[Run, mem
         yield run, view
 
 
-def _compare(layout: Layout, index: int, found: list[bytes], wanted: list[bytes], target: Target) -> None:
-    if found[index] == wanted[index]:
-        return
-    unit = layout.units[index]
-    raise CardContentError(
-        f"{target.device} does not hold the image: bytes {unit.start} to {unit.end} read otherwise",
+def _otherwise(target: Target, start: int, end: int) -> CardContentError:
+    return CardContentError(
+        f"{target.device} does not hold the image: bytes {start} to {end} read otherwise",
         device=target.device,
-        offset=unit.start,
-        hint="Do not use this card: it is worn out, or holds less than it says, or was changed since it was written",
+        offset=start,
+        hint="Do not use this card: it is worn out, or was changed since it was written",
     )
 
 
@@ -304,7 +285,7 @@ def _seal(image: RawImage, target: Target) -> None:
     size = -(-len(image.head) // target.align_bytes) * target.align_bytes
     buffer = aligned(size)
     buffer[: len(image.head)] = image.head
-    first = max(target.align_bytes, _FIRST_BYTES)
+    first = max(target.align_bytes, FIRST_BYTES)
     try:
         for start, end in ((first, size), (0, min(first, size))):
             if start >= end:

@@ -122,6 +122,7 @@ def is_plain(path: object) -> bool:
     return (
         isinstance(path, str)
         and path.startswith("/")
+        and not path.startswith("//")
         and len(path) <= _MAX_TEXT
         and posixpath.normpath(path) == path
         and path.isprintable()
@@ -150,7 +151,7 @@ def decode(data: bytes) -> Manifest:
             recognised_by=_texts(lists["recognised_by"]),
             **{name: _text(value) for name, value in found.items()},
         )
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise DamagedError("its manifest is damaged") from error
     paths = (manifest.python, manifest.state, manifest.agent_root, manifest.installed, manifest.settings)
     if not all(is_plain(path) for path in paths) or not re.fullmatch(

@@ -75,7 +75,7 @@ def read_record(installed: str, disk: Disk) -> Record | None:
         )
     except (FileNotFoundError, NotADirectoryError):
         return None
-    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise OnboardError(
             f"{installed} is damaged: {error}", "Take it away, and install edgeslm again"
         ) from error

@@ -133,10 +133,11 @@ def uninstall(removal: Removal, installed: str, disk: Disk) -> None:
             disk.remove(removal.state)
             if owned.is_dir():  # behind the link of a dynamic user
                 shutil.rmtree(owned)
+        for path in removal.directories:
+            disk.remove_empty(path)
         os.sync()
         disk.remove(installed)
-        for path in (*removal.directories, installed.rpartition("/")[0]):
-            disk.remove_empty(path)
+        disk.remove_empty(installed.rpartition("/")[0])
         os.sync()
     except OSError as error:
         raise OnboardError(
