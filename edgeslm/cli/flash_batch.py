@@ -318,7 +318,6 @@ class _Run:
         waiting = [card for card in state.cards if card.standing != "done"]
         earlier = [card.claim for card in waiting if card.claim is not None] if resume else []
         work = Batch(path, state)
-        work.keep()
         self.claims.begin([card.name for card in waiting], earlier)
         lines, stop = StationLines(), threading.Event()
 
@@ -341,6 +340,7 @@ class _Run:
             for reader in self.readers
         ]
         try:
+            work.keep()
             run_stations(stations, stop)
         except KeyboardInterrupt:
             click.echo("stopped: cards that are in readers are not done", err=True)

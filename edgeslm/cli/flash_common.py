@@ -134,7 +134,7 @@ class StationLines:
             "done": "{} is done: take the card out",
             "again": "this card is no good for {}; take another",
             "failed": "{} is given up",
-            "idle": "nothing more to do",
+            "idle": "ends",
         }
         text = f"{Path(told.reader).name}: {words[told.event].format(told.name)}"
         with self._lock:

@@ -144,7 +144,8 @@ class Tree(Protocol):
 
 def is_plain(path: str) -> bool:
     """Whether `path` is absolute and has one reading only."""
-    return path.startswith("/") and posixpath.normpath(path) == path and "\0" not in path and "\n" not in path
+    whole = path.startswith("/") and not path.startswith("//") and posixpath.normpath(path) == path
+    return whole and "\0" not in path and "\n" not in path
 
 
 def resolve(tree: Looking, path: str, *, last: bool = True) -> str:
@@ -228,8 +229,11 @@ class DirectoryTree:
 
     def read(self, path: str, *, max_bytes: int) -> bytes:
         """See :meth:`Tree.read`."""
+        real = self._real(path)
         try:
-            data = read_bounded(self._real(path), max_bytes)
+            if not stat.S_ISREG(real.lstat().st_mode):
+                raise TreeError(f"{path} in {self.root} is no file", path=path)
+            data = read_bounded(real, max_bytes)
         except OSError as error:
             raise self._error("read", path, error) from error
         if len(data) > max_bytes:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import pty
+import secrets
 import shutil
 import subprocess
 import sys
@@ -24,9 +25,12 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from benchmarks.update_fleet_rig import FleetRig, fleet_rig
 from edgeslm.codec import encode
+from edgeslm.flash.unit import options_for, unit_text
 from edgeslm.link.broker import find_mosquitto
 from edgeslm.link.client import RequestClient
-from edgeslm.schema.message import PromptRequest
+from edgeslm.power.boards import choose_board
+from edgeslm.schema.message import PromptRequest, Result
+from edgeslm.topics import device_topic
 
 SERVICE = "edgeslm-agent.service"
 PATIENCE_S = 240.0
@@ -183,7 +187,7 @@ def make_archive(machine: Machine, agent: Path, *more: str) -> str:
     return "/shared/board.pyz"
 
 
-def test_a_board_joins_by_itself_answers_and_is_watched(
+def test_a_board_joins_by_itself_measures_is_watched_upgraded_and_removed(
     machine: Machine, agent_archive: Path, tmp_path: Path
 ) -> None:
     with fleet_rig() as rig:
@@ -198,20 +202,35 @@ def test_a_board_joins_by_itself_answers_and_is_watched(
             lambda: "waiting for the fleet's answer" in machine.property("StatusText"), "it tries to join"
         )
         with rig.service():
-            wait_for(lambda: "online at" in machine.property("StatusText"), f"it joins: {machine.tail()}")
-            answers(rig)
-        assert_it_is_confined(machine)
-        hangs_are_noticed(machine)
+            is_online(machine)
+            assert meter_of(answer(rig)) == "estimated"
+            assert_it_is_confined(machine)
+            assert_doing_it_again_disturbs_nobody(machine, archive)
+            assert_meters_are_read(machine, rig)
+            hangs_are_noticed(machine)
+            assert_settings_and_identity_outlast_an_upgrade(machine, agent_archive, rig)
         assert_it_is_removed(machine, archive)
 
 
-def answers(rig: FleetRig) -> None:
+def is_online(machine: Machine) -> None:
+    try:
+        wait_for(lambda: "online at" in machine.property("StatusText"), "it serves")
+    except AssertionError:
+        pytest.fail(machine.tail())
+
+
+def answer(rig: FleetRig) -> Result:
     with RequestClient(rig.fleet.operator_config()) as client:
-        result = client.ask(
-            "green", "porch", PromptRequest(id="p1", prompt="turn on the kitchen light"), timeout_s=60
-        )
+        request = PromptRequest(id=secrets.token_hex(8), prompt="turn on the kitchen light")
+        result = client.ask(device_topic("green", "porch", "prompt"), request, timeout_s=60)
     assert result.error is None, result
-    assert "kitchen" in (result.text or "")
+    assert "Kitchen" in (result.text or "")
+    return result
+
+
+def meter_of(result: Result) -> str:
+    assert result.receipt is not None
+    return result.receipt.meter
 
 
 def assert_it_is_confined(machine: Machine) -> None:
@@ -228,12 +247,94 @@ def assert_it_is_confined(machine: Machine) -> None:
     assert machine.run("stat", "-c", "%U %a", "/opt/edgeslm/launch.py").stdout.strip() == "root 755"
 
 
+def assert_doing_it_again_disturbs_nobody(machine: Machine, archive: str) -> None:
+    pid = machine.property("MainPID")
+    again = json.loads(machine.run("/usr/bin/python3", archive, "--yes", "--json", check=True).stdout)
+    assert (again["missing"], again["started"]) == (0, False)
+    assert machine.property("MainPID") == pid
+
+
+# --- meters -----------------------------------------------------------------------------------------------------------
+
+_SENSORS = """
+set -eu
+mkdir -p /tmp/sensors/up /tmp/sensors/work
+mount -t overlay overlay -o lowerdir=/sys/class,upperdir=/tmp/sensors/up,workdir=/tmp/sensors/work /sys/class
+"""
+_HWMON = """
+set -eu
+mkdir -p /sys/class/hwmon/hwmon3
+cd /sys/class/hwmon/hwmon3
+echo ina226 > name
+echo 3500000 > power1_input
+"""
+_COUNTERS = """
+set -eu
+mkdir -p /sys/class/powercap/intel-rapl:0
+cd /sys/class/powercap/intel-rapl:0
+echo psys > name
+echo 262143328850 > max_energy_range_uj
+echo 1000000 > energy_uj
+chmod 0400 energy_uj
+"""
+# It asks the firmware by its device, which here is another one that no unit gets by itself.
+_FIRMWARE = """
+set -eu
+mknod /dev/vcio c 10 229
+chgrp video /dev/vcio
+chmod 0660 /dev/vcio
+cat > /usr/bin/vcgencmd <<'end'
+#!/bin/sh
+exec 3<> /dev/vcio || exit 1
+case "$1" in
+pmic_read_adc) printf '%s\n' '  VDD_CORE_A current(7)=2.00000000A' '  VDD_CORE_V volt(15)=0.90000000V' ;;
+get_throttled) echo throttled=0x1 ;;
+esac
+end
+chmod 755 /usr/bin/vcgencmd
+"""
+
+
+def assert_meters_are_read(machine: Machine, rig: FleetRig) -> None:
+    """The unit of each kind of board lets the agent read what that kind measures with, and no more."""
+    machine.run("sh", "-c", _SENSORS, check=True)
+    machine.run("sh", "-c", _COUNTERS, check=True)
+    with_unit(machine, "host")
+    owner = machine.run("stat", "-Lc", "%u", "/var/lib/edgeslm").stdout.strip()
+    lent = machine.run("stat", "-c", "%u %a", "/sys/class/powercap/intel-rapl:0/energy_uj").stdout.strip()
+    assert lent == f"{owner} 400"
+    machine.run("rm", "-r", "/sys/class/powercap/intel-rapl:0", check=True)
+
+    machine.run("sh", "-c", _FIRMWARE, check=True)
+    with_unit(machine, "generic-arm64")
+    assert meter_of(answer(rig)) == "estimated"  # the device is not on this unit's list
+    with_unit(machine, "pi-5")
+    assert meter_of(answer(rig)) == "calibrated"
+
+    machine.run("sh", "-c", _HWMON, check=True)
+    with_unit(machine, "generic-arm64")
+    assert meter_of(answer(rig)) == "measured"
+    machine.run("sh", "-c", "umount -l /sys/class; rm /usr/bin/vcgencmd /dev/vcio", check=True)
+    with_unit(machine, "host")
+
+
+def with_unit(machine: Machine, board: str) -> None:
+    """Run the service by the unit of another kind of board."""
+    options = options_for(choose_board(board), {"video"}, python="/usr/bin/python3", cpu_quota_percent=400)
+    machine.run("tee", f"/etc/systemd/system/{SERVICE}", stdin=unit_text(options), check=True)
+    machine.run("systemctl", "daemon-reload", check=True)
+    machine.run("systemctl", "restart", SERVICE, check=True)
+    is_online(machine)
+
+
+# --- the rest of its life ---------------------------------------------------------------------------------------------
+
+
 def hangs_are_noticed(machine: Machine) -> None:
     """An agent that stands still is killed by the watchdog, and another one serves."""
-    pid = machine.property("MainPID")
     drop_in = "/run/systemd/system/edgeslm-agent.service.d"
     machine.run("mkdir", "-p", drop_in, check=True)
-    machine.run("sh", "-c", f"printf '[Service]\\nWatchdogSec=5\\n' > {drop_in}/fast.conf", check=True)
+    machine.run("sh", "-c", f"printf '[Service]\nWatchdogSec=5\n' > {drop_in}/fast.conf", check=True)
     machine.run("systemctl", "daemon-reload", check=True)
     machine.run("systemctl", "restart", SERVICE, check=True)
     wait_for(lambda: machine.property("StatusText") != "starting", "it serves again")
@@ -242,21 +343,35 @@ def hangs_are_noticed(machine: Machine) -> None:
     wait_for(lambda: machine.property("MainPID") not in {pid, "0"}, "the watchdog ends it")
     wait_for(lambda: machine.property("ActiveState") == "active", "another one is there")
     assert "watchdog" in machine.tail().lower()
+    machine.run("rm", "-r", drop_in, check=True)
+    machine.run("systemctl", "daemon-reload", check=True)
+
+
+def assert_settings_and_identity_outlast_an_upgrade(machine: Machine, agent: Path, rig: FleetRig) -> None:
+    """Another archive, of no claim and with other settings, over a board that a person has set up meanwhile."""
+    machine.run("sh", "-c", "echo 'threads: 1' >> /etc/edgeslm/agent.yaml", check=True)
+    key = machine.run("sh", "-c", "cat /var/lib/edgeslm/identity/*/device.key | sha256sum").stdout
+    archive = make_archive(machine, agent, "--device", "other", "--profile", "low-power")
+    said = json.loads(machine.run("/usr/bin/python3", archive, "--yes", "--json", check=True).stdout)
+    assert said["kept"] == ["/etc/edgeslm/agent.yaml"]
+    assert (said["profile"], said["started"]) == ("low-power", True)
+    is_online(machine)
+    assert machine.run("sh", "-c", "cat /var/lib/edgeslm/identity/*/device.key | sha256sum").stdout == key
+    assert "threads: 1" in machine.run("cat", "/etc/edgeslm/agent.yaml").stdout
+    answer(rig)
 
 
 def assert_it_is_removed(machine: Machine, archive: str) -> None:
-    machine.run("sh", "-c", "echo '# mine' >> /etc/edgeslm/agent.yaml", check=True)
     gone = machine.run("/usr/bin/python3", archive, "--uninstall", "--yes", check=True)
-    assert "keep /etc/edgeslm/agent.yaml" in gone.stderr
+    assert "keep /etc/edgeslm/agent.yaml: it was changed since" in gone.stderr
+    assert "keep /var/lib/edgeslm: identity, journal and models of this device" in gone.stderr
     left = machine.run(
         "find", "/opt/edgeslm", "/etc/edgeslm", "/etc/systemd/system", "-name", "*edgeslm*"
     ).stdout
     assert left.split() == ["/etc/edgeslm"]
     assert machine.run("test", "-d", "/var/lib/edgeslm/identity").returncode == 0
     assert machine.property("LoadState") == "not-found"
-    make = machine.run("/usr/bin/python3", archive, "--yes", "--no-start")
-    assert make.returncode == 0, make.stderr
+    machine.run("/usr/bin/python3", archive, "--yes", "--no-start", check=True)
     purged = machine.run("/usr/bin/python3", archive, "--uninstall", "--purge", "--yes", check=True)
-    assert "identity" in purged.stderr
+    assert "remove /var/lib/edgeslm: identity" in purged.stderr
     assert machine.run("ls", "/var/lib/edgeslm", "/var/lib/private/edgeslm", "/opt/edgeslm").stdout == ""
-    assert json.dumps(gone.stdout)

@@ -9,7 +9,8 @@ Source: mtools(1), and the names that Microsoft's "FAT: General Overview of On-D
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from edgeslm.errors import ToolFailedError, TreeError, TreeFullError
@@ -24,6 +25,7 @@ from edgeslm.flash.tree import Entry, Node, is_plain
 _REFUSED = frozenset('"*:<>?\\|[]')
 """What FAT does not allow, and what mtools takes for a pattern."""
 _MAX_NAME = 255
+_IMAGE = "image"
 _EARLIEST_S = 315532800
 """1980-01-01, where the dates of FAT begin."""
 
@@ -85,14 +87,9 @@ class FatTree:
         self._check_room(plan)
         said: list[str] = []
         staged: dict[str, Staged] = {}
-        try:
-            with tempfile.TemporaryDirectory(
-                prefix=PARTIAL, dir=self.window.path.absolute().parent
-            ) as directory:
-                for index, step in enumerate(plan.steps):
-                    self._do(step, Path(directory), index, staged, said)
-        except OSError as error:
-            raise self._error("write", "/", error.strerror or str(error)) from error
+        with self._bench() as directory:
+            for index, step in enumerate(plan.steps):
+                self._do(step, directory, index, staged, said)
         self._reader = FatReader(self.window)
         for path, entry in plan.result.items():
             wrong = self._wrong(path, entry, staged.get(path))
@@ -103,15 +100,17 @@ class FatTree:
     def remove(self, paths: Sequence[str]) -> None:
         """See :meth:`~edgeslm.flash.tree.Tree.remove`."""
         said: list[str] = []
-        gone: list[str] = []
+        gone: dict[str, str] = {}
         for path in paths:
             found = self._find(path)
             if found is not None and path != "/":
                 _check_names(path)
-                gone.append(path)
-                self._run(["mrd" if found.is_directory else "mdel", "-i", self._device, f"::{path}"], said)
+                gone[path] = "mrd" if found.is_directory else "mdel"
         if not gone:
             return
+        with self._bench() as directory:
+            for path, command in gone.items():
+                self._run(directory, command, said, f"::{path}")
         self._reader = FatReader(self.window)
         for path in gone:
             if self._find(path) is not None:
@@ -125,9 +124,16 @@ class FatTree:
 
     # --- pieces -------------------------------------------------------------------------------------------------
 
-    @property
-    def _device(self) -> str:
-        return f"{self.window.path.absolute()}@@{self.window.start_bytes}"
+    @contextmanager
+    def _bench(self) -> Iterator[Path]:
+        """A directory to run mtools in, with a link to the image: mtools gives other names to a shell."""
+        image = self.window.path.absolute()
+        try:
+            with tempfile.TemporaryDirectory(prefix=PARTIAL, dir=image.parent) as directory:
+                (Path(directory) / _IMAGE).symlink_to(image)
+                yield Path(directory)
+        except OSError as error:
+            raise self._error("write", "/", error.strerror or str(error)) from error
 
     def _find(self, path: str) -> FatNode | None:
         if not is_plain(path):
@@ -163,21 +169,24 @@ class FatTree:
         inside = f"::{step.path}"
         match step.verb:
             case "make":
-                self._run(["mmd", "-i", self._device, "-D", "s", inside], said)
+                self._run(directory, "mmd", said, "-D", "s", inside)
             case "remove":
-                self._run(["mdel", "-i", self._device, inside], said)
+                self._run(directory, "mdel", said, inside)
             case "write":
                 laid = staged[step.path] = stage(step.entry, directory, index)
-                self._run(
-                    ["mcopy", "-i", self._device, "-D", "o", "-Q", str(directory / laid.name), inside], said
-                )
+                self._run(directory, "mcopy", said, "-D", "o", "-Q", laid.name, inside)
             case _:
                 pass
 
-    def _run(self, command: Sequence[str], said: list[str]) -> None:
+    def _run(self, directory: Path, command: str, said: list[str], *words: str) -> None:
         """Run one of mtools; what it says is kept for the error of who finds that it did nothing."""
         try:
-            output = run_tool(command, time_s=self.time_s, good=range(256))
+            output = run_tool(
+                [command, "-i", f"{_IMAGE}@@{self.window.start_bytes}", *words],
+                time_s=self.time_s,
+                cwd=directory,
+                good=range(256),
+            )
         except ToolFailedError as error:
             raise self._error("write", "/", str(error)) from error
         if output and len(said) < 8:

@@ -8,7 +8,6 @@ Source: RFC 1952 (gzip), RFC 8878 (Zstandard), the .xz File Format 1.2, APPNOTE.
 
 from __future__ import annotations
 
-import hashlib
 import lzma
 import os
 import struct
@@ -21,6 +20,7 @@ from typing import BinaryIO, Literal
 import zstandard
 
 from edgeslm.errors import ImageSourceError
+from edgeslm.flash.image.digests import SideDigest
 from edgeslm.flash.image.sparse import COPY_BYTES, data_ranges
 
 Form = Literal["raw", "xz", "gz", "zst", "zip"]
@@ -43,7 +43,7 @@ class Reading:
         self.size_bytes = os.fstat(stream.fileno()).st_size
         self.at = 0
         self._report = report
-        self._hash = hashlib.sha256()
+        self._hash = SideDigest()
 
     def read(self, size: int = COPY_BYTES) -> bytes:
         """Some more bytes; none at the end."""

@@ -17,7 +17,7 @@ from edgeslm.errors import ImageError, ToolFailedError, ToolMissingError
 from edgeslm.files import PARTIAL
 from edgeslm.flash.image.partitions import Partition, PartitionTable, Patch, grow_last
 from edgeslm.flash.image.sparse import copy_part, write_all
-from edgeslm.flash.image.tools import run_tool
+from edgeslm.flash.image.tools import find_tool, run_tool
 from edgeslm.flash.image.window import Window
 
 ALIGNMENT_BYTES = 4 * 2**20
@@ -41,10 +41,13 @@ def grow_root(
 
     Raises:
         PartitionError: the table does not allow it; nothing was changed.
+        ToolMissingError: e2fsck or resize2fs is not installed; nothing was changed.
         ImageError: it failed on the way; the image is of no more use.
     """
     grown_table, patches = grow_last(table, root, image_bytes, str(image.path))
     grown = next(each for each in grown_table.partitions if each.number == root.number)
+    find_tool("e2fsck")
+    find_tool("resize2fs")
     try:
         run_tool(
             ["e2fsck", "-fp", f"{image.path.absolute()}?offset={root.start_bytes}"],

@@ -8,7 +8,6 @@ Left to others: what each form looks like (:mod:`edgeslm.flash.image.forms`).
 
 from __future__ import annotations
 
-import hashlib
 import os
 import re
 import secrets
@@ -19,6 +18,7 @@ from typing import BinaryIO
 
 from edgeslm.errors import ImageDigestError, ImageError, ImageSourceError
 from edgeslm.files import PARTIAL, read_bounded
+from edgeslm.flash.image.digests import SideDigest
 from edgeslm.flash.image.forms import GET_IT_AGAIN, Form, OnProgress, Reading, pieces_of
 from edgeslm.flash.image.sparse import write_sparse
 
@@ -206,7 +206,7 @@ def _too_large(source: Path, max_bytes: int) -> ImageSourceError:
 
 def _unpack(reading: Reading, form: Form, target: Path, max_bytes: int) -> tuple[str, int]:
     """Write the raw image; its digest and size."""
-    digest = None if form == "raw" else hashlib.sha256()
+    digest = None if form == "raw" else SideDigest()
     size = 0
     with target.open("xb") as writing:
         for piece in pieces_of(reading, form):

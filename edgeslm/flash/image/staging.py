@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,13 +12,15 @@ from pathlib import Path
 from edgeslm.errors import TreeError
 from edgeslm.flash.tree import Entry, pieces
 
+_PLAIN = re.compile(r"/[A-Za-z0-9._/-]{1,1000}")
+
 
 @dataclass(frozen=True)
 class Staged:
     """The bytes of one file.
 
     Attributes:
-        name: of the file in the staging directory.
+        name: of the file in the staging directory, or path of one elsewhere on this machine.
         sha256: of its bytes.
     """
 
@@ -41,7 +44,9 @@ def size_of(entry: Entry) -> int:
 
 
 def stage(entry: Entry, directory: Path, index: int) -> Staged:
-    """Lay the bytes of the file `entry` out in `directory`; those of a file of this machine by a link to it.
+    """Lay the bytes of the file `entry` out in `directory`.
+
+    A file of this machine is taken where it lies, or by a link to it where not every program understands its name.
 
     Raises:
         TreeError: they cannot be read or written.
@@ -55,8 +60,10 @@ def stage(entry: Entry, directory: Path, index: int) -> Staged:
             size += len(piece)
         if isinstance(entry.content, bytes):
             (directory / name).write_bytes(entry.content)
+        elif _PLAIN.fullmatch(path := str(entry.content.absolute())):
+            name = path
         else:
-            (directory / name).symlink_to(entry.content.absolute())
+            (directory / name).symlink_to(path)
     except OSError as error:
         why = error.strerror or str(error)
         raise TreeError(f"cannot read what {entry.path} is to hold: {why}", path=entry.path) from error

@@ -14,8 +14,9 @@ from edgeslm.errors import ImageError, PartitionError, ToolMissingError, TreeFul
 from edgeslm.flash.image import grow
 from edgeslm.flash.image.ext4_superblock import read_superblock
 from edgeslm.flash.image.image import open_image
+from edgeslm.flash.image.partitions import PartitionTable
 from edgeslm.flash.tree import Entry
-from tests.flash.image.conftest import DEBIAN, MIB, ROOT_AT, STAMP_S, Workshop
+from tests.flash.image.conftest import MIB, ROOT_AT, STAMP_S, Workshop
 
 Tool = Callable[..., str]
 Fsck = Callable[[Path], None]
@@ -57,7 +58,7 @@ def test_root_reaches_to_the_end_and_is_clean(
     assert all(at < 34 * 512 for at in unlike)
 
 
-def open_table(path: Path):  # type: ignore[no-untyped-def]
+def open_table(path: Path) -> PartitionTable:
     with open_image(path) as image:
         return image.table
 
@@ -209,4 +210,3 @@ def test_nothing_is_left_beside_the_image(workshop: Workshop, mbr_disk: Path, wa
     before = sorted(mbr_disk.parent.iterdir())
     workshop.open(mbr_disk).grow(100 * MIB)
     assert sorted(mbr_disk.parent.iterdir()) == before
-    assert DEBIAN
