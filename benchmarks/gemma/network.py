@@ -6,15 +6,14 @@ What decides its speed, besides the int8 matrix products:
   *left* operand of their product: XNNPACK packs the right operand anew at each call, and the right one is then the
   query or the weights of attention, a few kilobytes;
 * queries, keys and values come from one matrix, and so do gate and up; queries and keys are normed and rotated as one;
-* a local layer keeps a ring of positions instead of the whole context: written at `ring_pos`, seen through
-  `ring_mask`. Rotary angles are applied before keys are kept, so the order within the ring does not matter.
+* a local layer keeps a ring of positions instead of the whole context (the form is told in
+  `edgeslm/runtime/buckets.py`). Rotary angles are applied before keys are kept, so the order in the ring is of no matter.
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 
@@ -104,18 +103,19 @@ class _Step:
         self.context, self.ring = context, min(ring, context)
         self.zero = np.zeros(1, np.int32)
 
-    def write(self, logits: bool) -> None:
+    def write(self, *, logits: bool) -> None:
+        """Write inputs, layers and outputs."""
         graph, shape, count = self.graph, self.weights.shape, self.count
         tokens = graph.input("tokens", (1, count), "int32")
         input_pos = graph.input("input_pos", (count,), "int32")
-        masks = {True: graph.input("mask", (1, 1, count, self.context))}
-        starts = {True: self._start(input_pos)}
+        window = f"window_{shape.window}"
+        masks = {
+            True: graph.input("mask", (1, 1, count, self.context)),
+            False: graph.input(f"{window}_mask", (1, 1, count, self.ring)),
+        }
+        starts = dict.fromkeys((True, False), self._start(input_pos))
         if self.ring < self.context:
-            masks[False] = graph.input("ring_mask", (1, 1, count, self.ring))
-            starts[False] = self._start(graph.input("ring_pos", (count,), "int32"))
-        else:
-            masks[False] = graph.input("local_mask", (1, 1, count, self.context))
-            starts[False] = starts[True]
+            starts[False] = self._start(graph.input(f"{window}_pos", (count,), "int32"))
         caches = [
             tuple(
                 graph.input(f"kv_cache_{kind}_{index}", self._cache_shape(kind, shape.is_global(index)))
@@ -235,8 +235,14 @@ def add_signature(
     count: int,
     context: int,
     ring: int,
-    logits: Literal["none", "all"],
+    logits: bool,
 ) -> None:
-    """Add signature `name`: `count` tokens at once over caches of `context` places, `ring` in local layers."""
-    step = _Step(writer.subgraph(name), weights, count, context, ring)
-    step.write(logits == "all")
+    """Add signature `name`.
+
+    Args:
+        count: tokens at once.
+        context: places of the caches.
+        ring: places of local layers' caches, where the context is longer.
+        logits: whether it gives logits, after each token.
+    """
+    _Step(writer.subgraph(name), weights, count, context, ring).write(logits=logits)

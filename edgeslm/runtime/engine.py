@@ -2,8 +2,10 @@
 
 Follows the LiteRT community's convention for generative models: signatures ``prefill_<n>`` and ``decode`` that
 take ``tokens`` (1, n) int32, ``input_pos`` (n,) int32, optionally ``mask`` (1, 1, n, context) float32, and the
-caches ``kv_cache_k_<i>``/``kv_cache_v_<i>``, and give back the caches; ``decode`` also gives ``logits``. Who
-computes a signature, and where the caches lie, is an executor's business (:mod:`edgeslm.runtime.executor`).
+caches ``kv_cache_k_<i>``/``kv_cache_v_<i>``, and give back the caches; ``decode`` also gives ``logits``. What our own
+graphs have beyond that (shorter contexts, rings, logits after each of several tokens) is said in
+:mod:`edgeslm.runtime.buckets`. Who computes a signature, and where the caches lie, is an executor's business
+(:mod:`edgeslm.runtime.executor`).
 
 The cache is written at ``input_pos``; what lies beyond the position is never attended to (the mask hides it), so
 a prefill chunk may be padded. DYNAMIC_UPDATE_SLICE clamps its start, therefore a padded chunk must still fit:
@@ -12,18 +14,35 @@ position + chunk <= context, else the tokens go one by one.
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
 
 from edgeslm.errors import InferenceError
-from edgeslm.runtime.executor import KV_PREFIX, Arrays, GraphExecutor, Logits, Shape
+from edgeslm.runtime.buckets import HIDDEN, Bucket, Signature, find_buckets, plan_chunks
+from edgeslm.runtime.executor import Arrays, GraphExecutor, Logits
 
-_PREFILL = re.compile(r"^prefill(?:_\d+)?$")
-_HIDDEN = np.float32(-0.7 * float(np.finfo(np.float32).max))
-"""Added to a score to hide it; LiteRT's own value: large, yet two of them add up without overflow."""
+__all__ = ["Engine", "KvEngine", "KvState", "plan_chunks"]
+
+
+@dataclass(frozen=True)
+class KvState:
+    """The caches of a sequence, to take it up again later.
+
+    Attributes:
+        position: tokens in it.
+        caches: the filled part of each cache; not to be written to.
+    """
+
+    position: int
+    caches: Arrays
+
+    @property
+    def size_bytes(self) -> int:
+        """Memory that it takes."""
+        return sum(cache.nbytes for cache in self.caches.values())
 
 
 class Engine(Protocol):
@@ -62,35 +81,11 @@ class Engine(Protocol):
         ``None``, and nothing appended, where the graph cannot or they are too many for it.
         """
 
+    def export_state(self) -> KvState:
+        """A copy of the sequence's caches."""
 
-def plan_chunks(count: int, position: int, context_tokens: int, sizes: Sequence[int]) -> list[int]:
-    """How many tokens each prefill call takes; an entry 1 that is no member of `sizes` is a decode step.
-
-    The largest size that is filled entirely goes first; the rest goes into the smallest that holds it, padded, if
-    the padded chunk still fits into the context.
-
-    Args:
-        count: tokens to append, with `position` + `count` <= `context_tokens`.
-        position: tokens already there.
-        context_tokens: room in all.
-        sizes: lengths of the prefill signatures, any order.
-    """
-    ascending = sorted(sizes)
-    chunks: list[int] = []
-    while count > 0:
-        room = context_tokens - position
-        fitting = [size for size in ascending if size <= room]
-        holding = [size for size in fitting if size >= count]
-        if holding:
-            taken = count
-        elif fitting:
-            taken = fitting[-1]
-        else:
-            taken = 1
-        chunks.append(taken)
-        count -= taken
-        position += taken
-    return chunks
+    def import_state(self, state: KvState) -> None:
+        """Take up the sequence that `state` holds in place of the present one."""
 
 
 class KvEngine:
@@ -98,21 +93,26 @@ class KvEngine:
 
     def __init__(self, executor: GraphExecutor) -> None:
         self._executor = executor
-        decode = executor.inputs("decode")
-        self._has_mask = "mask" in decode
-        self._context_tokens = _find_context(decode)
-        self._prefill_names = {
-            executor.inputs(name)["tokens"][-1]: name for name in executor.signatures if _PREFILL.match(name)
-        }
+        buckets = find_buckets({name: executor.inputs(name) for name in executor.usable_signatures})
+        self._buckets = buckets
+        self._bucket = buckets[0]
+        self._longest = buckets[-1]
         self._position = 0
+        self._furthest = 0
+        """One past the furthest place ever written in this sequence, padding included."""
         self._token = np.zeros((1, 1), np.int32)
         self._pos = np.zeros((1,), np.int32)
-        self._mask = np.full((1, 1, 1, self._context_tokens), _HIDDEN, np.float32)
+        self._mask = np.full((1, 1, 1, self._bucket.context), HIDDEN, np.float32)
 
     @property
     def context_tokens(self) -> int:
         """Most tokens that the cache holds."""
-        return self._context_tokens
+        return self._longest.context
+
+    @property
+    def allocated_tokens(self) -> int:
+        """Tokens that the cache holds as it is now; it grows when more come."""
+        return self._bucket.context
 
     @property
     def position(self) -> int:
@@ -121,13 +121,24 @@ class KvEngine:
 
     def reset(self) -> None:
         """Forget the sequence. Stale cache contents stay: the mask hides them until they are overwritten."""
-        self._position = 0
+        self._position = self._furthest = 0
 
     def _room_for(self, count: int) -> None:
-        if self._position + count > self._context_tokens:
+        if self._position + count > self.context_tokens:
             raise InferenceError(
-                f"{self._position} + {count} tokens exceed the context of {self._context_tokens}"
+                f"{self._position} + {count} tokens exceed the context of {self.context_tokens}"
             )
+
+    def _use(self, end: int) -> Bucket:
+        """The bucket for a sequence of `end` tokens; an empty cache may shrink, a filled one only grows."""
+        bucket = next(bucket for bucket in self._buckets if bucket.context >= end)
+        if bucket.context < self._bucket.context and self._position > 0:
+            return self._bucket
+        if bucket is not self._bucket:
+            self._executor.resize(bucket.decode.name, keep=self._position > 0)
+            self._bucket = bucket
+            self._mask = np.full((1, 1, 1, bucket.context), HIDDEN, np.float32)
+        return bucket
 
     def prefill(self, tokens: Sequence[int], should_stop: Callable[[], bool] | None = None) -> None:
         """Append `tokens` without computing logits; `should_stop` is asked between chunks.
@@ -136,35 +147,43 @@ class KvEngine:
             InferenceError: they do not fit, or the runtime fails.
         """
         self._room_for(len(tokens))
+        longest = self._longest
+        rings = [ring.places for ring in longest.decode.rings]
         start = 0
         for taken in plan_chunks(
-            len(tokens), self._position, self._context_tokens, list(self._prefill_names)
+            len(tokens), self._position, longest.context, list(longest.prefill), rings
         ):
             if should_stop is not None and should_stop():
                 return
             chunk = tokens[start : start + taken]
             start += taken
-            size = self._chunk_size(taken)
-            if size is None:
+            signature = self._prefill_signature(taken)
+            if signature is None:
                 self.step(chunk[0])
             else:
-                self._prefill_chunk(chunk, size)
+                self._run(signature, chunk)
 
-    def _chunk_size(self, taken: int) -> int | None:
-        """The prefill length that carries `taken` tokens from here, or ``None`` for a decode step."""
-        room = self._context_tokens - self._position
-        return min((size for size in self._prefill_names if taken <= size <= room), default=None)
+    def _prefill_signature(self, taken: int) -> Signature | None:
+        """The prefill signature that carries `taken` tokens from here, or ``None`` for a decode step."""
+        longest = self._longest.prefill
+        size = min((n for n in longest if taken <= n and longest[n].fits(self._position)), default=None)
+        return None if size is None else self._use(self._position + size).prefill.get(size, longest[size])
 
-    def _prefill_chunk(self, chunk: Sequence[int], size: int) -> None:
-        padded = np.zeros((1, size), np.int32)
+    def _run(self, signature: Signature, chunk: Sequence[int]) -> Logits | None:
+        """Compute `chunk`, padded to the signature's length; the bucket is in use already."""
+        count, position = signature.count, self._position
+        padded = np.zeros((1, count), np.int32)
         padded[0, : len(chunk)] = chunk
-        positions = np.arange(self._position, self._position + size, dtype=np.int32)
+        positions = np.arange(position, position + count, dtype=np.int32)
         inputs: Arrays = {"tokens": padded, "input_pos": positions}
-        if self._has_mask:
-            seen = np.arange(self._context_tokens)[None, :] <= positions[:, None]
-            inputs["mask"] = np.where(seen, np.float32(0), _HIDDEN)[None, None]
-        self._executor.run(self._prefill_names[size], inputs)
-        self._position += len(chunk)
+        for mask in signature.masks:
+            inputs[mask.name] = mask.values(position, count)
+            if mask.ring_input is not None:
+                inputs[mask.ring_input] = (positions % mask.places).astype(np.int32)
+        logits = self._executor.run(signature.name, inputs)
+        self._position = position + len(chunk)
+        self._furthest = max(self._furthest, position + count)
+        return logits
 
     def step(self, token: int) -> Logits:
         """Append `token`; logits of what follows, (vocab,) float32, valid until the next call.
@@ -173,17 +192,25 @@ class KvEngine:
             InferenceError: the context is full, or the runtime fails.
         """
         self._room_for(1)
+        position = self._position
+        decode = self._use(position + 1).decode
         self._token[0, 0] = token
-        self._pos[0] = self._position
+        self._pos[0] = position
         inputs: Arrays = {"tokens": self._token, "input_pos": self._pos}
-        if self._has_mask:
-            self._mask[..., : self._position + 1] = 0
-            self._mask[..., self._position + 1 :] = _HIDDEN
-            inputs["mask"] = self._mask
-        logits = self._executor.run("decode", inputs)
+        for mask in decode.masks:
+            if mask.window is None:
+                self._mask[..., : position + 1] = 0
+                self._mask[..., position + 1 :] = HIDDEN
+                inputs[mask.name] = self._mask
+                continue
+            inputs[mask.name] = mask.values(position, 1)
+            if mask.ring_input is not None:
+                inputs[mask.ring_input] = np.array([position % mask.places], np.int32)
+        logits = self._executor.run(decode.name, inputs)
         if logits is None:
-            raise InferenceError("'decode' gave no logits")
-        self._position += 1
+            raise InferenceError(f"'{decode.name}' gave no logits")
+        self._position = position + 1
+        self._furthest = max(self._furthest, self._position)
         return logits
 
     def append(self, tokens: Sequence[int]) -> Logits:
@@ -193,6 +220,9 @@ class KvEngine:
             InferenceError: they do not fit, or the runtime fails.
         """
         if len(tokens) > 1:
+            rows = self.verify(tokens)
+            if rows is not None:
+                return rows[-1]
             self.prefill(tokens[:-1])
         return self.step(tokens[-1])
 
@@ -200,25 +230,73 @@ class KvEngine:
         """Forget all but the first `position` tokens; what lies beyond is hidden until it is overwritten.
 
         Raises:
-            InferenceError: there are not so many.
+            InferenceError: there are not so many, or a ring has lost what would be seen from there.
         """
         if not 0 <= position <= self._position:
             raise InferenceError(f"the cache holds {self._position} tokens, not {position}")
+        rings = self._bucket.decode.rings
+        overwritten = any(self._furthest > ring.places for ring in rings)
+        if overwritten and self._furthest - position > self._bucket.slack():
+            raise InferenceError(
+                f"the cache no longer holds what {position} tokens need: it went on to {self._furthest}"
+            )
         self._position = position
 
     @property
     def verify_limit(self) -> int:
         """Most tokens that :meth:`verify` takes at once; 0 where the graph cannot."""
-        return 0
+        return max(self._longest.verify, default=0)
 
     def verify(self, tokens: Sequence[int]) -> Logits | None:
-        """See :meth:`Engine.verify`: no graph of this form gives logits after each token."""
-        del tokens
-        return None
+        """See :meth:`Engine.verify`.
+
+        Raises:
+            InferenceError: they do not fit, or the runtime fails.
+        """
+        self._room_for(len(tokens))
+        longest = self._longest.verify
+        size = min(
+            (n for n in longest if len(tokens) <= n and longest[n].fits(self._position)), default=None
+        )
+        if size is None:
+            return None
+        signature = self._use(self._position + size).verify.get(size)
+        if signature is None:
+            return None
+        logits = self._run(signature, tokens)
+        return None if logits is None else logits.reshape(size, -1)[: len(tokens)]
+
+    def export_state(self) -> KvState:
+        """A copy of the sequence's caches."""
+        places = {mask.places for mask in self._bucket.decode.masks} | {self._bucket.context}
+        caches: Arrays = {}
+        for name, cache in self._executor.read_caches().items():
+            axis = _places_axis(name, cache.shape, places)
+            filled = [slice(None)] * cache.ndim
+            filled[axis] = slice(min(self._position, cache.shape[axis]))
+            caches[name] = cache[tuple(filled)].copy()
+        return KvState(self._position, caches)
+
+    def import_state(self, state: KvState) -> None:
+        """Take up the sequence that `state` holds in place of the present one.
+
+        Raises:
+            InferenceError: it is not of this graph.
+        """
+        self.reset()
+        if not 0 < state.position <= self.context_tokens:
+            raise InferenceError(f"a state of {state.position} tokens is not of this graph")
+        self._use(state.position)
+        self._executor.write_caches(state.caches)
+        self._position = self._furthest = state.position
 
 
-def _find_context(decode: Mapping[str, Shape]) -> int:
-    if "mask" in decode:
-        return decode["mask"][-1]
-    # Without a mask input the community's layout is (batch, context, heads, head size).
-    return next(shape for name, shape in sorted(decode.items()) if name.startswith(KV_PREFIX))[1]
+def _places_axis(name: str, shape: tuple[int, ...], places: set[int]) -> int:
+    """Along which axis of a cache the positions lie.
+
+    The community's layout has them second, (batch, context, heads, head size), for keys and values alike; the other
+    has keys by position, (batch, heads, context, head size), and values across it.
+    """
+    if shape[1] in places:
+        return 1
+    return 2 if "_k_" in name else 3

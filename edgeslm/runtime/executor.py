@@ -30,16 +30,16 @@ from edgeslm.runtime.backend import (
     native_output_hidden,
     open_interpreter,
 )
+from edgeslm.runtime.buckets import KV_PREFIX, Shape, read_signature
 
 Logits = npt.NDArray[np.float32]
 Arrays = dict[str, npt.NDArray[Any]]
-Shape = tuple[int, ...]
-
-KV_PREFIX = "kv_cache_"
-
 log = logging.getLogger(__name__)
 
 _COMPILED_MODULE = "ai_edge_litert.compiled_model"
+_NO_ACCELERATORS = "/nonexistent"
+"""Where accelerators are looked for. ai-edge-litert 2.3 loads every one that lies beside it, wanted or not, and that of
+WebGPU ends the process with SIGILL on processors without LSE atomics: Cortex-A53 and A72, so Pi 3, 4 and Zero 2 W."""
 
 
 class GraphExecutor(Protocol):
@@ -49,6 +49,10 @@ class GraphExecutor(Protocol):
     def signatures(self) -> tuple[str, ...]:
         """Names of the signatures."""
 
+    @property
+    def usable_signatures(self) -> tuple[str, ...]:
+        """Those that can be used together without a copy of the weights for each context length."""
+
     def inputs(self, signature: str) -> Mapping[str, Shape]:
         """Shapes of the inputs of `signature`, caches included."""
 
@@ -56,10 +60,27 @@ class GraphExecutor(Protocol):
         """Compute `signature` on `inputs` and the caches, and update these.
 
         Returns:
-            (vocab,) float32 where the signature gives logits, valid until the next call.
+            (tokens * vocab,) float32 where the signature gives logits, valid until the next call.
 
         Raises:
             InferenceError: the runtime fails.
+        """
+
+    def resize(self, signature: str, *, keep: bool) -> None:
+        """Give the caches the shapes that `signature` has; `keep` copies what they hold, else they are zeros.
+
+        Raises:
+            InferenceError: there is no memory for them.
+        """
+
+    def read_caches(self) -> Arrays:
+        """The caches by name, as they are until the next call."""
+
+    def write_caches(self, parts: Arrays) -> None:
+        """Fill the beginning of each cache with its part, the rest with zeros.
+
+        Raises:
+            InferenceError: they are other caches, or smaller.
         """
 
 
@@ -104,11 +125,12 @@ class SignatureExecutor:
         decode = self.inputs("decode") if "decode" in self.signatures else None
         outputs = set(self._runner("decode").get_output_details()) if decode is not None else set()
         check_convention(path, decode, outputs)
-        self._caches = {
-            name: np.zeros(shape, np.float32)
-            for name, shape in (decode or {}).items()
-            if name.startswith(KV_PREFIX)
-        }
+        self._caches = _zeros(decode or {})
+
+    @property
+    def usable_signatures(self) -> tuple[str, ...]:
+        """Those of the longest context: each runner packs the weights for itself."""
+        return _longest({name: self.inputs(name) for name in self.signatures})
 
     def _runner(self, signature: str) -> Any:
         if signature not in self._runners:
@@ -134,6 +156,20 @@ class SignatureExecutor:
         logits = outputs.get("logits")
         return None if logits is None else logits.reshape(-1)
 
+    def resize(self, signature: str, *, keep: bool) -> None:
+        """See :meth:`GraphExecutor.resize`."""
+        before, self._caches = self._caches, _zeros(self.inputs(signature))
+        if keep:
+            self.write_caches(before)
+
+    def read_caches(self) -> Arrays:
+        """See :meth:`GraphExecutor.read_caches`."""
+        return dict(self._caches)
+
+    def write_caches(self, parts: Arrays) -> None:
+        """See :meth:`GraphExecutor.write_caches`."""
+        self._caches = _filled(parts, {name: cache.shape for name, cache in self._caches.items()})
+
 
 class CompiledExecutor:
     """`GraphExecutor` over ``CompiledModel``: caches are buffers, updated in place."""
@@ -148,12 +184,17 @@ class CompiledExecutor:
             ModelLoadError: it can't be opened or is not of the convention.
         """
         self._path = path
+        self._shares_weights = True
         check_flatbuffer(path)
         hide_native_output_at_exit()
         module = importlib.import_module(_COMPILED_MODULE)
         cpu = module.CpuOptions(num_threads=threads, xnnpack_weight_cache_path=str(weight_cache or ""))
         try:
-            self._model = module.CompiledModel.from_file(str(path), options=module.Options(cpu_options=cpu))
+            self._model = module.CompiledModel.from_file(
+                str(path),
+                options=module.Options(cpu_options=cpu),
+                environment=module.Environment.create(runtime_path=_NO_ACCELERATORS),
+            )
             listed = self._model.get_signature_list()
         except (ValueError, RuntimeError) as error:
             raise ModelLoadError(
@@ -162,37 +203,65 @@ class CompiledExecutor:
         self.signatures = tuple(listed)
         self._shapes = {name: self._input_shapes(name) for name in self.signatures}
         check_convention(path, self._shapes.get("decode"), set(listed.get("decode", {}).get("outputs", ())))
-        self._caches = {
-            name: self._cache(name, shape)
-            for name, shape in self._shapes["decode"].items()
-            if name.startswith(KV_PREFIX)
-        }
-        logits = self._model.get_output_tensor_details("decode")["logits"]
-        self._vocab = int(np.prod(logits["shape"]))
-        self._buffers = {name: self._bind(name, listed[name]["outputs"]) for name in self.signatures}
+        self._outputs: dict[str, list[str]] = {name: listed[name]["outputs"] for name in self.signatures}
+        self._caches: dict[str, Any] = {}
+        self._plain: dict[str, tuple[dict[str, Any], dict[str, Any], int]] = {}
+        self._buffers: dict[str, tuple[dict[str, Any], dict[str, Any], int]] = {}
+        start = min(self.usable_signatures, key=self._start_order)
+        self._cache_shapes = _cache_shapes(self._shapes[start])
+        self._allocate(start, _zeros(self._shapes[start]))
         # The finalizer holds the model, so that it outlives this object just long enough to go quietly.
-        weakref.finalize(self, _release_quietly, self._buffers, self._caches, self._model)
+        weakref.finalize(
+            self, _release_quietly, (self._buffers, self._plain, self._caches), self._model
+        )
 
     def _input_shapes(self, signature: str) -> dict[str, Shape]:
         details = self._model.get_input_tensor_details(signature)
         return {name: tuple(int(n) for n in detail["shape"]) for name, detail in details.items()}
 
-    def _cache(self, name: str, shape: Shape) -> Any:
-        buffer = self._model.create_input_buffer_by_name("decode", name)
-        buffer.write(np.zeros(shape, np.float32))
-        return buffer
+    def _start_order(self, signature: str) -> tuple[bool, int]:
+        """The caches start with the shortest context that can be decoded at."""
+        form = read_signature(signature, self._shapes[signature])
+        return (True, 0) if form is None or form.kind != "decode" else (False, form.context)
 
-    def _bind(self, signature: str, outputs: list[str]) -> tuple[dict[str, Any], dict[str, Any]]:
-        """Input and output buffers of a signature; a cache is both."""
-        model, caches = self._model, self._caches
+    @property
+    def usable_signatures(self) -> tuple[str, ...]:
+        """All of them where packed weights are shared; else those of the longest context."""
+        return self.signatures if self._shares_weights else _longest(self._shapes)
+
+    def _allocate(self, signature: str, contents: Arrays) -> None:
+        """Make the caches anew, in the shapes of `signature` and with `contents`; what used the old ones is bound anew."""
+        self._buffers.clear()
+        self._caches.clear()
+        for name, content in contents.items():
+            buffer = self._model.create_input_buffer_by_name(signature, name)
+            buffer.write(content)
+            self._caches[name] = buffer
+        self._cache_shapes = {name: content.shape for name, content in contents.items()}
+
+    def _bind(self, signature: str) -> tuple[dict[str, Any], dict[str, Any], int]:
+        """Input and output buffers of a signature, and how many logits it gives; a cache is both."""
+        if signature not in self._buffers:
+            if signature not in self._plain:
+                self._plain[signature] = self._plain_buffers(signature)
+            ins, outs, logits = self._plain[signature]
+            self._buffers[signature] = ({**ins, **self._caches}, {**outs, **self._caches}, logits)
+        return self._buffers[signature]
+
+    def _plain_buffers(self, signature: str) -> tuple[dict[str, Any], dict[str, Any], int]:
+        model = self._model
         ins = {
-            name: caches.get(name) or model.create_input_buffer_by_name(signature, name)
+            name: model.create_input_buffer_by_name(signature, name)
             for name in self._shapes[signature]
+            if not name.startswith(KV_PREFIX)
         }
         outs = {
-            name: caches.get(name) or model.create_output_buffer_by_name(signature, name) for name in outputs
+            name: model.create_output_buffer_by_name(signature, name)
+            for name in self._outputs[signature]
+            if not name.startswith(KV_PREFIX)
         }
-        return ins, outs
+        details = model.get_output_tensor_details(signature)
+        return ins, outs, int(np.prod(details["logits"]["shape"])) if "logits" in outs else 0
 
     def inputs(self, signature: str) -> Mapping[str, Shape]:
         """Shapes of the inputs of `signature`, caches included."""
@@ -200,23 +269,74 @@ class CompiledExecutor:
 
     def run(self, signature: str, inputs: Arrays) -> Logits | None:
         """See :meth:`GraphExecutor.run`."""
-        ins, outs = self._buffers[signature]
+        ins, outs, count = self._bind(signature)
         try:
             for name, array in inputs.items():
                 ins[name].write(array)
             self._model.run_by_name(signature, ins, outs)
-            if "logits" not in outs:
+            if not count:
                 return None
-            logits: Logits = outs["logits"].read(self._vocab, np.float32)
+            logits: Logits = outs["logits"].read(count, np.float32)
         except (ValueError, RuntimeError) as error:
             raise InferenceError(f"{self._path.name} failed while computing: {str(error)[:300]}") from error
         return logits
 
+    def resize(self, signature: str, *, keep: bool) -> None:
+        """See :meth:`GraphExecutor.resize`."""
+        shapes = _cache_shapes(self._shapes[signature])
+        contents = _filled(self.read_caches() if keep else {}, shapes)
+        try:
+            self._allocate(signature, contents)
+        except (ValueError, RuntimeError) as error:
+            raise InferenceError(f"no caches for '{signature}': {str(error)[:300]}") from error
 
-def _release_quietly(buffers: dict[str, Any], caches: dict[str, Any], model: Any) -> None:
+    def read_caches(self) -> Arrays:
+        """See :meth:`GraphExecutor.read_caches`."""
+        return {
+            name: buffer.read(int(np.prod(shape)), np.float32).reshape(shape)
+            for (name, buffer), shape in zip(
+                self._caches.items(), self._cache_shapes.values(), strict=True
+            )
+        }
+
+    def write_caches(self, parts: Arrays) -> None:
+        """See :meth:`GraphExecutor.write_caches`."""
+        for name, content in _filled(parts, self._cache_shapes).items():
+            self._caches[name].write(content)
+
+
+def _cache_shapes(inputs: Mapping[str, Shape]) -> dict[str, Shape]:
+    return {name: shape for name, shape in inputs.items() if name.startswith(KV_PREFIX)}
+
+
+def _zeros(inputs: Mapping[str, Shape]) -> Arrays:
+    return {name: np.zeros(shape, np.float32) for name, shape in _cache_shapes(inputs).items()}
+
+
+def _filled(parts: Arrays, shapes: Mapping[str, Shape]) -> Arrays:
+    """Zeros of `shapes`, each with its part in the first corner; no parts at all are allowed."""
+    filled = {name: np.zeros(shape, np.float32) for name, shape in shapes.items()}
+    if parts and parts.keys() != filled.keys():
+        raise InferenceError("the caches of another graph")
+    for name, part in parts.items():
+        whole = filled[name]
+        if part.ndim != whole.ndim or any(a > b for a, b in zip(part.shape, whole.shape, strict=True)):
+            raise InferenceError(f"{name} of shape {part.shape} does not fit into {whole.shape}")
+        whole[tuple(slice(size) for size in part.shape)] = part
+    return filled
+
+
+def _longest(signatures: Mapping[str, Mapping[str, Shape]]) -> tuple[str, ...]:
+    """The signatures of the longest context."""
+    forms = [read_signature(name, inputs) for name, inputs in signatures.items()]
+    context = max((form.context for form in forms if form is not None), default=0)
+    return tuple(form.name for form in forms if form is not None and form.context == context)
+
+
+def _release_quietly(buffers: tuple[dict[str, Any], ...], model: Any) -> None:
     with native_output_hidden():
-        buffers.clear()
-        caches.clear()
+        for held in buffers:
+            held.clear()
         model.close()
         model.environment.close()
 
