@@ -139,7 +139,7 @@ def _system(root: Path) -> BoardSystem:
 
     Raises:
         TreeError: it cannot be read.
-        WrongMachineError: it has no Python.
+        WrongMachineError: it has no Python, or nothing tells what processor it is for.
     """
     from edgeslm.flash.image.facts import read_facts  # noqa: PLC0415
     from edgeslm.flash.payload.environment import BoardPython  # noqa: PLC0415
@@ -148,8 +148,12 @@ def _system(root: Path) -> BoardSystem:
 
     tree = DirectoryTree(root)
     facts = read_facts(tree, None, image_bytes=0, root_bytes=0)
-    if facts.python is None or facts.python_path is None or facts.machine is None:
-        raise WrongMachineError(f"{root} has no Python", hint="On Debian: apt install python3")
+    if facts.python is None or facts.python_path is None:
+        raise WrongMachineError(
+            f"{root} has no Python that is called python3", hint="On Debian: apt install python3"
+        )
+    if facts.machine is None:
+        raise WrongMachineError(f"nobody can tell what processor the programs in {root} are for")
     text = b""
     if tree.stat("/etc/group") is not None:
         text = tree.read("/etc/group", max_bytes=_MAX_GROUP_BYTES)

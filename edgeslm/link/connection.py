@@ -47,7 +47,7 @@ from paho.mqtt.subscribeoptions import SubscribeOptions
 
 from edgeslm.clock import utc_now
 from edgeslm.errors import ConfigError
-from edgeslm.link.port import Message
+from edgeslm.link.port import HOPS_PROPERTY, MAX_HOPS_TOLD, Message
 from edgeslm.schema.config import BrokerConfig
 
 _LOG = logging.getLogger(__name__)
@@ -130,7 +130,8 @@ def _new_properties(packet: int) -> Properties:
 
 def _properties_of(message: Message, packet: int) -> Properties | None:
     """The MQTT 5 properties that `message` needs in a PUBLISH or a will; ``None`` if none."""
-    if message.response_topic is None and message.correlation is None and message.expiry_s is None:
+    needed = (message.response_topic, message.correlation, message.expiry_s, message.hops or None)
+    if all(item is None for item in needed):
         return None
     properties = _new_properties(packet)
     if message.response_topic is not None:
@@ -139,7 +140,17 @@ def _properties_of(message: Message, packet: int) -> Properties | None:
         properties.CorrelationData = message.correlation
     if message.expiry_s is not None:
         properties.MessageExpiryInterval = message.expiry_s
+    if message.hops:
+        properties.UserProperty = (HOPS_PROPERTY, str(min(message.hops, MAX_HOPS_TOLD)))
     return properties
+
+
+def hops_of(properties: Properties | None) -> int:
+    """How many rules stand behind a message with these properties; what is no such number counts for nothing."""
+    for name, value in getattr(properties, "UserProperty", ()):
+        if name == HOPS_PROPERTY and value.isascii() and value.isdigit():
+            return min(int(value[:4]), MAX_HOPS_TOLD)
+    return 0
 
 
 def _packet_bytes(message: Message) -> int:
@@ -149,7 +160,7 @@ def _packet_bytes(message: Message) -> int:
         sum(len(text.encode()) for text in texts)
         + len(message.correlation or b"")
         + len(message.payload)
-        + 32
+        + 64
     )
 
 

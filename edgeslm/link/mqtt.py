@@ -31,7 +31,7 @@ import paho.mqtt.client as paho
 from paho.mqtt import MQTTException
 
 from edgeslm.errors import ConfigError, LinkError
-from edgeslm.link.connection import CONNECT_TIMEOUT_S, Connection, Waker, doubt_about_tls
+from edgeslm.link.connection import CONNECT_TIMEOUT_S, Connection, Waker, doubt_about_tls, hops_of
 from edgeslm.link.port import LinkEvents, Message
 from edgeslm.schema.config import BrokerConfig
 
@@ -291,6 +291,7 @@ class MqttLink:
             response_topic=getattr(properties, "ResponseTopic", None),
             correlation=getattr(properties, "CorrelationData", None),
             expiry_s=getattr(properties, "MessageExpiryInterval", None),
+            hops=hops_of(properties),
             acknowledge=message.acknowledge,
         )
         if self._events is not None:

@@ -7,7 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Final, Protocol
+
+HOPS_PROPERTY: Final = "edgeslm-hops"
+MAX_HOPS_TOLD: Final = 255
 
 
 def _no_ack() -> None:
@@ -23,6 +26,8 @@ class Message:
         response_topic: MQTT 5 Response Topic (section 3.3.2.3.5).
         correlation: MQTT 5 Correlation Data (section 3.3.2.3.6).
         expiry_s: MQTT 5 Message Expiry Interval in seconds, or ``None``.
+        hops: rules, of whichever devices, that stand behind it one after the other: MQTT 5 User Property
+            (section 3.3.2.3.7) :data:`HOPS_PROPERTY`, up to :data:`MAX_HOPS_TOLD`. 0 where nobody says.
         acknowledge: on a received QoS 1 message, tells the sender side that it is safe here. Until it is
             called the message is delivered again after a reconnect. Callable from any thread, once.
     """
@@ -34,6 +39,7 @@ class Message:
     response_topic: str | None = None
     correlation: bytes | None = None
     expiry_s: int | None = None
+    hops: int = 0
     acknowledge: Callable[[], None] = field(default=_no_ack, compare=False)
 
 

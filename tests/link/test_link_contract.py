@@ -270,6 +270,18 @@ def test_the_response_topic_and_correlation_data_travel_over_mqtt_5(harness: Har
         assert message.expiry_s in {59, 60}
 
 
+def test_the_hops_of_a_message_travel_over_mqtt_5(harness: Harness, name: str) -> None:
+    receiver, sender = harness.link(f"{name}-r"), harness.link(f"{name}-s")
+    got = started(receiver, [(f"{name}/x", 1)])
+    started(sender)
+    sender.publish(Message(f"{name}/x", b"1", hops=3))
+    sender.publish(Message(f"{name}/x", b"2"))
+    assert wait_for(lambda: len(got.messages) == 2)
+    assert [message.hops for message in got.messages] == [
+        0 if harness.name.endswith("3.1.1") else 3, 0,
+    ]  # fmt: skip
+
+
 def test_an_expired_message_is_not_delivered(harness: Harness, name: str) -> None:
     if harness.name.endswith("3.1.1"):
         pytest.skip("MQTT 3.1.1 has no message expiry")

@@ -14,11 +14,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from link_harness import MqttHarness, Recorder, started, wait_for
+from paho.mqtt.packettypes import PacketTypes
+from paho.mqtt.properties import Properties
 
 from edgeslm.errors import ConfigError, LinkError
 from edgeslm.link import connection, mqtt
 from edgeslm.link.broker import EmbeddedBroker, available_kinds, find_mosquitto
 from edgeslm.link.broker_config import TlsFiles, mosquitto_config
+from edgeslm.link.connection import hops_of
 from edgeslm.link.mqtt import MAX_BACKOFF_S, MIN_BACKOFF_S, MqttLink, backoff_s
 from edgeslm.link.port import Message
 from edgeslm.schema.config import BrokerConfig
@@ -374,3 +377,24 @@ def _certificates(directory: Path) -> tuple[Path, Path, Path]:
         )
     assert ssl.create_default_context(cafile=str(directory / "ca.crt"))
     return directory / "ca.crt", directory / "server", directory / "dev-1"
+
+
+@pytest.mark.parametrize(
+    ("properties", "hops"),
+    [
+        ([], 0),
+        ([("edgeslm-hops", "3")], 3),
+        ([("other", "9"), ("edgeslm-hops", "3"), ("edgeslm-hops", "4")], 3),
+        ([("edgeslm-hops", "99999999999999999999")], 255),
+        ([("edgeslm-hops", "-1")], 0),
+        ([("edgeslm-hops", "\u0663")], 0),
+        ([("edgeslm-hops", "")], 0),
+        ([("edgeslm-hops", "3 ")], 0),
+    ],
+)
+def test_hops_that_are_no_number_count_for_nothing(properties: list[tuple[str, str]], hops: int) -> None:
+    found = Properties(PacketTypes.PUBLISH)
+    for pair in properties:
+        found.UserProperty = pair
+    assert hops_of(found) == hops
+    assert hops_of(None) == 0

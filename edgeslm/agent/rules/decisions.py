@@ -25,11 +25,16 @@ class Moment:
 
 @dataclass(frozen=True, slots=True)
 class Heard:
-    """A message as the engine takes it."""
+    """A message as the engine takes it.
+
+    Attributes:
+        hops: rules that stand behind it one after the other, as far as it says.
+    """
 
     topic: str
     payload: bytes
     retain: bool = False
+    hops: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,13 +47,18 @@ class Ask:
 
 @dataclass(frozen=True, slots=True)
 class Send:
-    """Publish a message."""
+    """Publish a message.
+
+    Attributes:
+        hops: rules that stand behind it one after the other, `rule` among them.
+    """
 
     rule: str
     topic: str
     payload: bytes
     qos: int
     retain: bool
+    hops: int = 0
 
 
 @dataclass(frozen=True, slots=True)

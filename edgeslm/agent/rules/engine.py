@@ -24,6 +24,7 @@ from pydantic_core import from_json
 from edgeslm.agent.rules.acting import Go, plan_actions
 from edgeslm.agent.rules.compiled import CompiledInput, CompiledRule, InputKey, RuleSet
 from edgeslm.agent.rules.decisions import Ask, Decision, Done, Heard, Moment, NewId, Send, Tell
+from edgeslm.agent.rules.loops import FOLLOW_S, HOLD_S, MOST_CYCLES, PAUSE_S, LoopWatch
 from edgeslm.agent.rules.matching import TopicTree
 from edgeslm.agent.rules.readings import Reading, RuleScope, new_reading
 from edgeslm.agent.rules.safety import MAX_HOPS
@@ -35,6 +36,10 @@ from edgeslm.schema.rule_trace import ActionTrace, FiringTrace, InputStatus, Out
 
 _ECHO_S = 30.0
 _MAX_ECHOES = 512
+CIRCLE = (
+    f"part of a circle through other devices: {MOST_CYCLES} times in a row one message followed its action within "
+    f"{FOLLOW_S:g} s, and without its action none came"
+)
 _SKIP_TRACE_S = 10.0
 """A rule that is set off a thousand times a second and may fire once a minute leaves a trace of that now and then."""
 
@@ -59,6 +64,9 @@ class _State:
     was_true: bool = False
     debounced: _Firing | None = None
     due_s: float = math.inf
+    watch: LoopWatch = field(default_factory=LoopWatch)
+    held: _Firing | None = None
+    held_until_s: float = math.inf
     every_due_s: float = math.inf
     fired_s: deque[float] = field(default_factory=deque)
     asked: tuple[str, _Firing] | None = None
@@ -98,6 +106,7 @@ class Engine:
             if before is not None and before.rule.spec == state.rule.spec:
                 state.counts, state.last = before.counts, before.last
                 state.was_true, state.fired_s = before.was_true, before.fired_s
+                state.watch = before.watch
             if state.rule.spec.every_s is not None:
                 state.every_due_s = now.mono_s + state.rule.spec.every_s
                 self._schedule(state.every_due_s, name)
@@ -155,6 +164,8 @@ class Engine:
                     self._fire(state, firing, now, out)
                 else:
                     state.was_true = False
+            if state.held_until_s <= now.mono_s and state.held is not None:
+                self._let_go(state, now, out)
         return out
 
     def next_tick_s(self) -> float | None:
@@ -256,10 +267,45 @@ class Engine:
         return False
 
     def _fire(self, state: _State, firing: _Firing, now: Moment, out: list[Decision]) -> None:
-        spec = state.rule.spec
         if firing.hops > MAX_HOPS:
             self._end(state, firing, "refused", f"more than {MAX_HOPS} rules in a row", now, out)
             return
+        is_set_off = firing.cause != "every" and not firing.cause.startswith("call:")
+        if is_set_off and self._is_held(state, firing, now, out):
+            return
+        self._go_on(state, firing, now, out)
+
+    def _is_held(self, state: _State, firing: _Firing, now: Moment, out: list[Decision]) -> bool:
+        """Whether the firing has to wait, or to end, since the rule may be part of a circle through other devices."""
+        if state.held is not None:
+            self._skip(state, state.held, "a newer firing took its place", now, out)
+            state.held, state.held_until_s = None, math.inf
+            state.watch.was_disturbed(now.mono_s)
+        verdict = state.watch.fired(now.mono_s)
+        if verdict == "hold":
+            state.held, state.held_until_s = firing, now.mono_s + HOLD_S
+            self._schedule(state.held_until_s, state.rule.name)
+        elif verdict == "paused":
+            self._look_again(state)
+            self._skip(state, firing, "paused: part of a circle through other devices", now, out)
+        return verdict != "go"
+
+    def _let_go(self, state: _State, now: Moment, out: list[Decision]) -> None:
+        """Nothing set the rule off while a firing was held back."""
+        firing, state.held, state.held_until_s = state.held, None, math.inf
+        assert firing is not None  # noqa: S101 - whoever calls has looked
+        if state.watch.was_silent(now.mono_s):
+            self._look_again(state)
+            self._end(state, firing, "refused", CIRCLE, now, out)
+            out.append(Tell(state.rule.name, f"paused for {PAUSE_S / 60:g} minutes: {CIRCLE}"))
+        elif self._holds(state, RuleScope(state.rule, self._readings, now, dict(firing.extra))):
+            self._go_on(state, firing, now, out)
+        else:
+            state.was_true = False
+            self._skip(state, firing, "the condition does not hold any more", now, out)
+
+    def _go_on(self, state: _State, firing: _Firing, now: Moment, out: list[Decision]) -> None:
+        spec = state.rule.spec
         if _is_quiet(spec.quiet, now.wall_s):
             self._look_again(state)
             self._skip(state, firing, "quiet hours", now, out)
@@ -390,7 +436,9 @@ class Engine:
         for step in plan.steps:
             if isinstance(step, Send):
                 self._note_echo(step, firing.hops, now)
-            if isinstance(step, Send | Tell):
+                state.watch.acted(now.mono_s)
+                out.append(replace(step, hops=firing.hops + 1))
+            elif isinstance(step, Tell):
                 out.append(step)
         self._end(state, firing, "acted", "", now, out, result, traces)
         for step in plan.steps:
@@ -463,7 +511,7 @@ class Engine:
             self._agenda = [
                 (due_s, key)
                 for key, state in self._states.items()
-                for due_s in {state.due_s, state.every_due_s}
+                for due_s in {state.due_s, state.every_due_s, state.held_until_s}
                 if due_s < math.inf
             ]
             heapq.heapify(self._agenda)
@@ -480,12 +528,12 @@ class Engine:
             self._echoes.popitem(last=False)
 
     def _hops_of(self, message: Heard, now: Moment) -> int:
-        """How many rules stand behind a message: one more than behind what we sent, if it is that."""
+        """How many rules stand behind a message: as it says, or one more than behind what we sent, if it is that."""
         if not self._echoes:
-            return 0
+            return message.hops
         key = (message.topic, hashlib.blake2b(message.payload, digest_size=16).digest())
         hops, at_s = self._echoes.get(key, (-1, -math.inf))
-        return hops + 1 if now.mono_s - at_s <= _ECHO_S else 0
+        return max(hops + 1, message.hops) if now.mono_s - at_s <= _ECHO_S else message.hops
 
 
 def _kept(former: Engine | None, spec: CompiledInput) -> Reading:

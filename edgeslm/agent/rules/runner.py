@@ -253,7 +253,7 @@ class RuleRunner:
         now = _now()
         match event:
             case _Came(message, at_s):
-                heard = Heard(message.topic, message.payload, message.retain)
+                heard = Heard(message.topic, message.payload, message.retain, message.hops)
                 self._do(self._engine.hear(heard, now), at_s)
             case _Answered(result):
                 self._do(self._engine.answer(result, now), None)

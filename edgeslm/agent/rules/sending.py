@@ -93,7 +93,7 @@ class Sending:
     def _offer(self, send: Send, firing: _Firing) -> bool:
         """Whether it is off our hands."""
         try:
-            message = Message(send.topic, send.payload, qos=send.qos, retain=send.retain)
+            message = Message(send.topic, send.payload, qos=send.qos, retain=send.retain, hops=send.hops)
             return self._publish(message) is not None
         except LinkError as error:
             log.warning("rule %s: a message to %s is dropped: %s", send.rule, send.topic, error)
