@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import sys
-import tempfile
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +22,6 @@ from edgeslm.cli.flash_common import (
     image_argument,
     max_size_option,
     try_option,
-    work_dir_option,
 )
 from edgeslm.cli.fleet_common import PARTLY, fleet_options, open_fleet, passphrase_option
 from edgeslm.cli.output import json_option, print_json, printable, reporting_errors
@@ -93,7 +92,11 @@ note_option = click.option("--note", help="A line more on each label; default is
 @click.option("--reuse", is_flag=True, help="Also take cards that hold an image of this kind already.")
 @click.option("--no-eject", is_flag=True, help="Leave cards ready for use in this machine.")
 @max_size_option
-@work_dir_option
+@click.option(
+    "--work-dir",
+    type=click.Path(path_type=Path, file_okay=False, exists=True),
+    help="Where the images are made; default is beside the state.",
+)
 @try_option
 @fleet_options
 @passphrase_option
@@ -314,11 +317,11 @@ class _Run:
         from edgeslm.flash.disks.readers import Reader  # noqa: PLC0415
         from edgeslm.flash.disks.selection import Need  # noqa: PLC0415
         from edgeslm.flash.disks.stations import Station, run_stations  # noqa: PLC0415
+        from edgeslm.flash.disks.workshop import workshop, workshop_path  # noqa: PLC0415
 
         waiting = [card for card in state.cards if card.standing != "done"]
         earlier = [card.claim for card in waiting if card.claim is not None] if resume else []
         work = Batch(path, state)
-        self.claims.begin([card.name for card in waiting], earlier)
         lines, stop = StationLines(), threading.Event()
 
         def tell(told: Told) -> None:
@@ -326,45 +329,42 @@ class _Run:
                 page.write(work.state)
             lines.tell(told)
 
-        stations = [
-            Station(
-                work,
-                Reader(reader, Need(None, self.max_bytes, loops=self.trying)),
-                make=self._made,
-                list_devices=self._lister(),
-                manner=manner,
-                tell=tell,
-                progress=lines.progress,
-                stop=stop,
-            )
-            for reader in self.readers
-        ]
-        try:
-            work.keep()
-            run_stations(stations, stop)
-        except KeyboardInterrupt:
-            click.echo("stopped: cards that are in readers are not done", err=True)
-        finally:
-            lines.end()
-            self.claims.end([card.name for card in work.state.cards if card.standing == "done"])
+        with workshop(workshop_path(path, self.work_dir)) as place:
+            stations = [
+                Station(
+                    work,
+                    Reader(reader, Need(None, self.max_bytes, loops=self.trying)),
+                    make=partial(self._made, place),
+                    list_devices=self._lister(),
+                    manner=manner,
+                    tell=tell,
+                    progress=lines.progress,
+                    stop=stop,
+                )
+                for reader in self.readers
+            ]
+            self.claims.begin([card.name for card in waiting], earlier)
+            try:
+                work.keep()
+                run_stations(stations, stop)
+            except KeyboardInterrupt:
+                click.echo("stopped: cards that are in readers are not done", err=True)
+            finally:
+                lines.end()
+                self.claims.end([card.name for card in work.state.cards if card.standing == "done"])
         return work.state
 
     @contextmanager
-    def _made(self, name: str, check: Callable[[], None]) -> Iterator[MadeImage]:
+    def _made(self, place: Path, name: str, check: Callable[[], None]) -> Iterator[MadeImage]:
         """The image for one device; it holds a secret, and is gone when its card is written."""
         from edgeslm.flash.disks.source import open_raw  # noqa: PLC0415
         from edgeslm.flash.disks.stations import MadeImage  # noqa: PLC0415
+        from edgeslm.flash.disks.workshop import workshop  # noqa: PLC0415
         from edgeslm.flash.prepare import PersonalRequest, personalise  # noqa: PLC0415
 
         claim = self.claims.claim(name)
-        try:
-            place = tempfile.TemporaryDirectory(prefix="edgeslm-batch-", dir=self.work_dir)
-        except OSError as error:
-            raise BatchError(
-                f"no room for images: {error.strerror or error}", path=str(error.filename)
-            ) from error
-        with place as directory:
-            path = Path(directory) / self.image.name
+        with workshop(place / name) as directory:
+            path = directory / self.image.name
             personalise(self.image, path, PersonalRequest(claim), stage=lambda _what, _done, _total: check())
             with open_raw(path) as raw:
                 raw.check_table()

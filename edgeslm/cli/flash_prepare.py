@@ -140,6 +140,7 @@ def make_request(
     Raises:
         EdgeslmError: whatever keeps it from that, each with its own class.
     """
+    from edgeslm.agent.rules.loading import load_rules  # noqa: PLC0415
     from edgeslm.flash.payload.agents import cache_directory  # noqa: PLC0415
     from edgeslm.flash.payload.claims import read_claim  # noqa: PLC0415
     from edgeslm.flash.prepare import PrepareRequest  # noqa: PLC0415
@@ -151,6 +152,9 @@ def make_request(
         raise UsageError("--hostname and --keep-hostname exclude each other")
     profile = load_profile(profile_name, profiles_dir).profile
     claim = None if claim_file is None else read_claim(claim_file, now=datetime.now(UTC))
+    all_rules = (*rule_paths(profile), *rules)
+    if all_rules:
+        load_rules(all_rules)
     name = UNNAMED if for_many else device if claim is None else claim.device
     return PrepareRequest(
         image=image,
@@ -165,7 +169,7 @@ def make_request(
         archive=agent_archive,
         cache=cache_dir or cache_directory(),
         models=models,
-        rules=(*rule_paths(profile), *rules),
+        rules=all_rules,
         customisation=customise.build(device=None if keep_hostname else name, wifi=_wifi(profile)),
         ram_mb=ram_mb,
         card_bytes=card_bytes,

@@ -21,13 +21,15 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from edgeslm.errors import BootSettingsError
-from edgeslm.flash.payload import boot_text, drop_ins
+from edgeslm.flash.payload import boot_text, drop_ins, read_only
 from edgeslm.flash.tree import Entry, Tree
 from edgeslm.schema.board import Board
-from edgeslm.schema.profile import MAX_CONFIG_LINE, Profile
+from edgeslm.schema.profile import CARD, MAX_CONFIG_LINE, Profile
 
 _MODULES = "/usr/lib/modules"
-_ZRAM = ("kernel/drivers/block/zram", "modules.builtin")
+_ZRAM = ("kernel/drivers/block/zram", "/zram.ko")
+_OVERLAY = ("kernel/fs/overlayfs", "/overlay.ko")
+_BUILTIN = "modules.builtin"
 _MAX_BUILTIN_BYTES = 4 * 2**20
 _RPI_SWAP = ("/usr/lib/systemd/system-generators/rpi-swap-generator",)
 _UNIT_DIRECTORIES = ("/usr/lib/systemd/system", "/etc/systemd/system")
@@ -86,6 +88,8 @@ class BootFacts:
         time: what sets the clock.
         other_swaps: services of the image that set up swap.
         has_rpi_swap: Raspberry Pi's own swap, from Trixie on.
+        has_overlay: its kernel can lay memory over a directory; ``None``: its kernels could not be found.
+        fstab: text of ``/etc/fstab``.
     """
 
     config: str | None = None
@@ -95,6 +99,8 @@ class BootFacts:
     time: Literal["timesyncd", "chrony"] | None = None
     other_swaps: tuple[str, ...] = ()
     has_rpi_swap: bool = False
+    has_overlay: bool | None = None
+    fstab: str | None = None
 
 
 @dataclass(frozen=True)
@@ -137,7 +143,9 @@ def read_boot_facts(boot: Tree | None, root: Tree) -> BootFacts:
         config=config,
         command_line=_command_line(boot, root, config),
         has_systemd=root.stat(_SYSTEMD) is not None or root.stat("/lib/systemd/systemd") is not None,
-        has_zram=_has_zram(root),
+        has_zram=_has_module(root, *_ZRAM),
+        has_overlay=_has_module(root, *_OVERLAY),
+        fstab=_text(root, "/etc/fstab"),
         time=time,
         other_swaps=tuple(
             name
@@ -167,15 +175,15 @@ def _command_line(boot: Tree | None, root: Tree, config: str | None) -> CommandL
     return None
 
 
-def _has_zram(root: Tree) -> bool | None:
+def _has_module(root: Tree, directory: str, name: str) -> bool | None:
+    """Whether a kernel of the image has a module, or that built in; ``None`` where its kernels could not be found."""
     if root.stat(_MODULES) is None:
         return None
     for kernel in root.names(_MODULES):
-        directory = f"{_MODULES}/{kernel}"
-        if root.stat(f"{directory}/{_ZRAM[0]}") is not None:
+        if root.stat(f"{_MODULES}/{kernel}/{directory}") is not None:
             return True
-        listed = _text(root, f"{directory}/{_ZRAM[1]}", _MAX_BUILTIN_BYTES)
-        if listed is not None and "/zram.ko" in listed:
+        listed = _text(root, f"{_MODULES}/{kernel}/{_BUILTIN}", _MAX_BUILTIN_BYTES)
+        if listed is not None and name in listed:
             return True
     return False
 
@@ -221,17 +229,11 @@ def boot_changes(
     Raises:
         BootSettingsError: the image cannot carry out one of the settings.
     """
-    if profile.read_only_root:
-        raise BootSettingsError(
-            "read_only_root: the agent and the system's own services keep their state in the root of this image",
-            key="read_only_root",
-            hint="Take it out of the profile; log.storage: volatile spares the card most of the writes",
-        )
     wanted = _Wanted(profile, board, facts, ntp)
     changes, line = wanted.changes, facts.command_line
     config = _config(facts, wanted)
     boot = [Entry("/config.txt", content=_bytes(config))] if config is not None else []
-    root_edits: list[Entry] = []
+    root_edits: list[Entry] = list(wanted.root_edits)
     added: tuple[str, ...] = ()
     words = (*wanted.words, *words)
     if line is None:
@@ -254,7 +256,7 @@ def boot_changes(
         if after != line.line:
             (boot if line.place == "boot" else root_edits).append(line.entry(after))
     ours = {entry.path for entry in changes.root}
-    remove = tuple(path for path in drop_ins.OURS if path not in ours)
+    remove = tuple(path for path in (*drop_ins.OURS, *read_only.OURS) if path not in ours)
     return replace(
         changes, boot=tuple(boot), root_edits=tuple(root_edits), remove=remove, words=added,
         said=(*changes.said, *(f"kernel: {word}" for word in added)),
@@ -271,6 +273,7 @@ class _Wanted:
         self.unwanted_words: tuple[str, ...] = ()
         self.config: list[str] = []
         self.unwanted: list[re.Pattern[str]] = []
+        self.root_edits: list[Entry] = []
         self._root: list[Entry] = []
         self._said: list[str] = []
         self._firmware()
@@ -279,6 +282,7 @@ class _Wanted:
         self._lights_and_screens()
         self._swap()
         self._system(ntp)
+        self._read_only()
         if self._root and not facts.has_systemd:
             raise BootSettingsError(
                 f"the image has no systemd, which carries out: {'; '.join(self._said)}",
@@ -354,7 +358,7 @@ class _Wanted:
             self.words = off[:displays]
             self._said.append("HDMI off")
         elif profile.hdmi:
-            self.unwanted_words = off
+            self.unwanted_words += off
         if profile.leds is False:
             self._add(drop_ins.leds_off(), "lights of the board off")
 
@@ -396,6 +400,41 @@ class _Wanted:
                 )
             entries = drop_ins.time_servers(servers, with_chrony=facts.time == "chrony")
             self._add(entries, f"time from {', '.join(servers)}")
+
+    def _read_only(self) -> None:
+        profile, facts = self._profile, self._facts
+        if not profile.read_only_root:
+            return
+        log, swap = profile.log, profile.swap
+        reasons = {
+            "state_device": profile.state_device != CARD
+            and f"the agent's state goes into a partition of the card alone, and not to {profile.state_device}",
+            "log": (log is None or log.storage == "persistent")
+            and "the journal cannot be kept on a root that is only read; say log: {storage: volatile}",
+            "swap": swap is not None
+            and swap.kind == "file"
+            and "a swap file cannot lie on a root that is only read",
+            "read_only_root": (facts.has_overlay is False and "no kernel of the image has overlayfs")
+            or (
+                (facts.fstab is None or not read_only.has_root_line(facts.fstab))
+                and "the image's /etc/fstab does not say how its root is mounted"
+            ),
+        }
+        for key, why in reasons.items():
+            if why:
+                raise BootSettingsError(
+                    f"read_only_root: {why}",
+                    key=key,
+                    hint="Change that, or take read_only_root out of the profile",
+                )
+        text = read_only.fstab_with_state(facts.fstab or "")
+        self.root_edits += [Entry("/etc/fstab", content=_bytes(text)), *read_only.mount_entries()]
+        # It would want the root to be the last partition.
+        self.unwanted_words += ("resize",)
+        self._add(
+            read_only.read_only_entries(),
+            f"root read-only from the second start on; the agent's state in a partition '{read_only.STATE_LABEL}'",
+        )
 
 
 def _config(facts: BootFacts, wanted: _Wanted) -> str | None:

@@ -7,12 +7,14 @@ from typing import Final
 
 from edgeslm.flash.fit_types import Check, FitRequest
 from edgeslm.schema.base import version_key
-from edgeslm.schema.profile import RELEASE
+from edgeslm.schema.profile import CARD, RELEASE
 
 PYTHONS: Final = ("3.11", "3.12", "3.13")
 """Versions of Python that edgeslm runs on."""
 LEAST_GLIBC: Final = (2, 34)
 """What the wheels of ai-edge-litert are built against."""
+READ_ONLY_KINDS: Final = ("debian", "raspios")
+"""Kinds of image whose first start is over when all services run, so that the root can be read-only after it."""
 _OLD_RUNTIME: Final = "tflite-runtime"
 _OLD_RUNTIME_PYTHON: Final = "3.11"
 
@@ -141,14 +143,31 @@ def _swap(request: FitRequest) -> Iterator[Check]:
 
 
 def _root(request: FitRequest) -> Iterator[Check]:
-    if request.profile.read_only_root:
+    if not request.profile.read_only_root:
+        return
+    if request.profile.state_device == CARD:
+        kind = request.kind
+        if kind is not None and not kind.startswith(READ_ONLY_KINDS):
+            yield Check(
+                name="root",
+                status="fail",
+                detail=f"read-only, which is done on {' and '.join(READ_ONLY_KINDS)}; the image is {kind}",
+                hint="Take such an image, or take read_only_root out of the profile",
+            )
+            return
         yield Check(
             name="root",
-            status="fail",
-            detail="read-only, which no image can be prepared for so far: the services of the system keep their state "
-            "in the root",
-            hint="Take read_only_root out; log: {storage: volatile} spares the card most of the writes",
+            status="pass",
+            detail="read-only from the second start on; the agent's state in a partition of its own",
         )
+        return
+    yield Check(
+        name="root",
+        status="fail",
+        detail=f"read-only, with the agent's state on {request.profile.state_device}, which no image can be prepared "
+        "for so far",
+        hint="Say state_device: card, for a partition of its own on the card",
+    )
 
 
 def _assigned(request: FitRequest, reference: str) -> Check:

@@ -403,8 +403,9 @@ def test_compressed_swap_needs_a_kernel_that_has_it() -> None:
     assert not [check for check in report(swap={"kind": "none"}).checks if check.name == "swap"]
 
 
-def test_a_read_only_root_is_refused_until_an_image_can_have_it() -> None:
+def test_a_read_only_root_needs_a_partition_of_the_card_for_state() -> None:
     assert look("root", read_only_root=True, state_device="LABEL=state").status == "fail"
+    assert look("root", read_only_root=True, state_device="card").status == "pass"
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ import errno
 import hashlib
 import os
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -21,7 +21,6 @@ from types import TracebackType
 
 from edgeslm.errors import ImageContentError
 from edgeslm.files import read_bounded
-from edgeslm.flash.disks.ahead import DEPTH
 from edgeslm.flash.disks.layout import HEAD_BYTES, STEP_BYTES, Layout, Run, Unit, plan_layout
 from edgeslm.flash.disks.progress import Progress, Tell
 from edgeslm.flash.disks.target import aligned
@@ -42,7 +41,7 @@ class Piece:
 
     Attributes:
         run: where they belong.
-        data: they, in a buffer that is used again soon; ``None`` for zeros.
+        data: they, in a buffer that is used again for the next piece; ``None`` for zeros.
     """
 
     run: Run
@@ -107,14 +106,15 @@ class RawImage:
         Raises:
             ImageContentError: it cannot be read.
         """
-        buffers = [aligned(STEP_BYTES) for _ in range(DEPTH + 2)]
+        buffer = aligned(STEP_BYTES)
         for index, run in enumerate(runs):
-            if self._is_hole(run):
-                yield Piece(run, None)
-                continue
-            view = buffers[index % len(buffers)][: run.end - run.start]
-            self._fill(run.start, view)
-            yield Piece(run, view)
+            piece = Piece(run, None)
+            if not self._is_hole(run):
+                piece = Piece(run, buffer[: run.end - run.start])
+                self._fill(run.start, buffer[: run.end - run.start])
+            if index + 1 < len(runs):
+                self._fetch(runs[index + 1])
+            yield piece
 
     def holds(self, run: Run, found: memoryview, into: bytearray) -> bool:
         """Whether `found` is what belongs into `run`.
@@ -217,6 +217,11 @@ class RawImage:
         except OSError as error:
             # ENXIO: no data from there to the end. Others: a file system that tells no holes.
             return error.errno == errno.ENXIO and run.start < self._seen[0]
+
+    def _fetch(self, run: Run) -> None:
+        """Let the kernel read it while something else is done."""
+        with suppress(OSError):  # some file systems cannot
+            os.posix_fadvise(self._fd, run.start, run.end - run.start, os.POSIX_FADV_WILLNEED)
 
     def _fill(self, offset: int, view: memoryview) -> None:
         while view:

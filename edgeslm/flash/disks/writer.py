@@ -173,35 +173,35 @@ def _write_runs(
     runs = steps(image.layout, target.align_bytes)
     total_bytes = sum(run.end - run.start for run in runs)
     body = _Body()
-    target.forget()
+    if earlier_bytes:
+        target.forget()
     pace, paced = Pace("comparing" if earlier_bytes else "writing", total_bytes, clock), 0
     unsynced_bytes = 0
     buffer = aligned(STEP_BYTES)
-    with ahead(image.pieces(runs)) as pieces:
-        for piece in pieces:
-            length = piece.run.end - piece.run.start
-            paced += length
-            if piece.run.end <= HEAD_BYTES:
-                continue
-            if piece.run.end <= earlier_bytes:
-                if not _holds(target, piece, buffer[:length]):
-                    raise _AnotherCardError
-                body.kept_bytes += length
-                tell(pace.at(paced))
-                continue
-            if not body.written_bytes and body.kept_bytes:
-                pace = Pace("writing", total_bytes, clock, done_bytes=paced - length)
-            if piece.data is None:
-                target.zero(piece.run.start, length)
-            else:
-                write_all(target, piece.run.start, piece.data)
-            body.written_bytes += length
-            unsynced_bytes += length
-            if journal is not None and unsynced_bytes >= _CHECKPOINT_BYTES:
-                target.sync()
-                journal.reached(piece.run.end)
-                unsynced_bytes = 0
+    for piece in image.pieces(runs):
+        length = piece.run.end - piece.run.start
+        paced += length
+        if piece.run.end <= HEAD_BYTES:
+            continue
+        if piece.run.end <= earlier_bytes:
+            if not _holds(target, piece, buffer[:length]):
+                raise _AnotherCardError
+            body.kept_bytes += length
             tell(pace.at(paced))
+            continue
+        if not body.written_bytes and body.kept_bytes:
+            pace = Pace("writing", total_bytes, clock, done_bytes=paced - length)
+        if piece.data is None:
+            target.zero(piece.run.start, length)
+        else:
+            write_all(target, piece.run.start, piece.data)
+        body.written_bytes += length
+        unsynced_bytes += length
+        if journal is not None and unsynced_bytes >= _CHECKPOINT_BYTES:
+            target.sync()
+            journal.reached(piece.run.end)
+            unsynced_bytes = 0
+        tell(pace.at(paced))
     return body
 
 
@@ -209,19 +209,20 @@ def _unseal(target: Target) -> None:
     """Empty the head, its first block before all others: what was on the card is either there, or is not."""
     head = _head_of(target)
     first = min(max(target.align_bytes, FIRST_BYTES), head.end)
-    for run in (Run(0, first), Run(first, head.end)):
-        if run.start < run.end:
-            _empty(target, run)
-            target.sync()
+    _empty(target, Run(0, first))
+    target.sync()
+    if first < head.end:
+        _empty(target, Run(first, head.end))
 
 
 def _make_ready(target: Target, tell: Tell) -> None:
+    """Empty the tail, and look whether the card holds as much as it says; that syncs."""
     tell(Progress("probing", 0, 0))
-    probe(target)
+    end = target.size_bytes // target.align_bytes * target.align_bytes
     tail = max(HEAD_BYTES, (target.size_bytes - _TAIL_BYTES) // target.align_bytes * target.align_bytes)
-    if tail < target.size_bytes:
-        _empty(target, Run(tail, target.size_bytes // target.align_bytes * target.align_bytes))
-    target.sync()
+    if tail < end:
+        _empty(target, Run(tail, end))
+    probe(target)
 
 
 def _head_of(target: Target) -> Run:
@@ -305,4 +306,5 @@ def _seal(image: RawImage, target: Target) -> None:
     except BaseException:
         with contextlib.suppress(DiskError):
             _unseal(target)
+            target.sync()
         raise

@@ -15,6 +15,7 @@ Source: the Linux kernel's "ext4 Data Structures and Algorithms", Documentation/
 from __future__ import annotations
 
 import bisect
+import heapq
 import re
 import stat
 import struct
@@ -32,7 +33,7 @@ MAX_LINK_BYTES = 4096
 _PIECE_BYTES = 2**20
 _MAX_DEPTH = 5
 _MAX_NODES = 65536
-_BLOCKS_UNUSED = 0x2
+_INODES_UNUSED, _BLOCKS_UNUSED, _TABLE_ZEROED = 0x1, 0x2, 0x4
 _FREE = re.compile(rb"\0+")
 _FLAG_ENCRYPTED, _FLAG_EXTENTS, _FLAG_INLINE = 0x800, 0x80000, 0x10000000
 
@@ -136,7 +137,10 @@ class Ext4Reader:
         yield from _zeros(inode.size_bytes - at)
 
     def free_ranges(self) -> Iterator[tuple[int, int]]:
-        """The bytes that nothing has taken, as (start, end) in the partition; eight blocks at a time, in order.
+        """The bytes whose content means nothing, as (start, end) in the partition; in order.
+
+        Those are the blocks that nothing has taken, eight at a time, and of tables of inodes what was never used and is
+        not marked as zeroed: Linux zeroes that itself after the first mount, whatever it finds there.
 
         Raises:
             TreeError: they cannot be read.
@@ -144,13 +148,31 @@ class Ext4Reader:
         fs = self.superblock
         groups = -(-(fs.blocks - fs.first_block) // fs.blocks_per_group)
         table_blocks = -(-fs.inodes_per_group * fs.inode_bytes // fs.block_bytes)
-        taken = []
+        taken, idle = [], []
         for group in range(groups):
             descriptor = self._descriptor(group)
             for at, count in ((0, 1), (4, 1), (8, table_blocks)):
                 first = self._place(descriptor, at, at + 32)
                 taken.append((first * fs.block_bytes, (first + count) * fs.block_bytes))
+            used = -(-self._used_inodes(descriptor) * fs.inode_bytes // fs.block_bytes)
+            if used < table_blocks and first + table_blocks <= fs.blocks:
+                idle.append(((first + used) * fs.block_bytes, (first + table_blocks) * fs.block_bytes))
         taken.sort()
+        start = end = 0
+        for first, last in heapq.merge(self._free_of(groups, taken), sorted(idle)):
+            if first > end:
+                if end > start:
+                    yield start, end
+                start = first
+            end = max(end, last)
+        if end > start:
+            yield start, end
+
+    # --- pieces -------------------------------------------------------------------------------------------------
+
+    def _free_of(self, groups: int, taken: list[tuple[int, int]]) -> Iterator[tuple[int, int]]:
+        """The free blocks of all groups, in bytes; `taken` is not among them, in order, whatever bitmaps say."""
+        fs = self.superblock
         for group in range(groups):
             first = fs.first_block + group * fs.blocks_per_group
             count = min(fs.blocks_per_group, fs.blocks - first)
@@ -159,7 +181,18 @@ class Ext4Reader:
                     (first + start) * fs.block_bytes, (first + min(end, count)) * fs.block_bytes, taken
                 )
 
-    # --- pieces -------------------------------------------------------------------------------------------------
+    def _used_inodes(self, descriptor: bytes) -> int:
+        """How many inodes from the start of a group's table may be in use, or have to be zero."""
+        fs = self.superblock
+        (flags,) = struct.unpack_from("<H", descriptor, 18)
+        if not fs.has_checksums or flags & _TABLE_ZEROED:
+            return fs.inodes_per_group
+        if flags & _INODES_UNUSED:
+            return 0
+        (unused,) = struct.unpack_from("<H", descriptor, 28)
+        if len(descriptor) >= 64:
+            unused |= struct.unpack_from("<H", descriptor, 50)[0] << 16
+        return max(fs.inodes_per_group - unused, 0)
 
     def _free_in(self, group: int, count: int) -> Iterator[tuple[int, int]]:
         """The free blocks of a group, counted from its first; its own bitmaps and inodes may be among them."""

@@ -1,8 +1,8 @@
 """What a finished image is handed on with: its SHA-256, and the map of the blocks that have to be written.
 
-A block is left out of the map only where the file system that it lies in has not taken it *and* it is zero. What is
-zero and taken, such as an empty journal or the tables of inodes, has to be written: on a card that was used before
-there lies something else. So the map follows from the content of the image alone, and not from how it is stored here.
+A block is left out of the map only where its content means nothing to the file system that it lies in *and* it is zero.
+What is zero and means something, such as an empty journal, has to be written: on a card that was used before there lies
+something else. So the map follows from the content of the image alone, and not from how it is stored here.
 """
 
 from __future__ import annotations

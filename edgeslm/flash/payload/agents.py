@@ -17,7 +17,9 @@ from edgeslm.files import locked
 from edgeslm.flash.payload.gathering import Target, Told, gather, own_source
 from edgeslm.wheelhouse import check_archive, write_archive
 
-_FORMAT = "1"
+_FORMAT = "2"
+_KEPT_ARCHIVES = 3
+"""Of one kind of board; each is some 60 MB."""
 _SOURCE_SUFFIXES = frozenset({".py", ".yaml", ".jsonl", ".slm", ".typed", ".cfg", ".toml", ".sql"})
 _DATA = ("edgeslm", "devices", "firmware_profiles")
 
@@ -54,15 +56,25 @@ def packed_agent(
             with contextlib.suppress(AgentArchiveError):
                 if kept.is_file():
                     check_archive(kept)
+                    kept.touch()
                     return kept
             with tempfile.TemporaryDirectory(prefix=".pack-", dir=directory) as gathered:
                 write_archive(gather(source, Path(gathered), target, tell), kept)
+            _forget_older(directory, name.rpartition("-")[0])
     except OSError as error:
         raise PrepareError(
             f"{error.filename or directory}: {error.strerror or error}", what="agent",
             hint="Keep archives elsewhere with --cache-dir, or hand one over with --agent",
         ) from error  # fmt: skip
     return kept
+
+
+def _forget_older(directory: Path, kind: str) -> None:
+    """Leave the archives of one kind of board that were used last."""
+    found = sorted(directory.glob(f"{kind}-*.tar"), key=lambda path: path.stat().st_mtime, reverse=True)
+    for path in found[_KEPT_ARCHIVES:]:
+        path.unlink(missing_ok=True)
+        (directory / f".{path.name}.lock").unlink(missing_ok=True)
 
 
 def _key(source: str, target: Target) -> str:

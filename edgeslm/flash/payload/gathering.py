@@ -11,6 +11,9 @@ from __future__ import annotations
 import shutil
 import subprocess
 import sys
+import zipfile
+import zlib
+from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +22,10 @@ import edgeslm
 from edgeslm.errors import AgentArchiveError
 
 _OLDEST_GLIBC = 17
+_KEPT_LINES = 20
+_UNWANTED = {"ai_edge_litert": ("ai_edge_litert/libLiteRtWebGpuAccelerator.so",)}
+"""Files of wheels that boards are better off without: 17 MB that the runtime loads whether it computes with them or
+not, and that end the process on Raspberry Pi 3, 4 and Zero 2 W (see :mod:`edgeslm.runtime.executor`)."""
 _SOURCES = ("setup.cfg", "pyproject.toml", "edgeslm/__init__.py")
 _LEFT_OUT = shutil.ignore_patterns(
     ".*", "__pycache__", "build", "dist", "*.egg-info", "tests", "benchmarks", "docs", "node_modules"
@@ -75,7 +82,35 @@ def gather(source: str, directory: Path, target: Target | None, tell: Told = lam
         _pip(["wheel", "--wheel-dir", str(gathered), source], source, tell)
     else:
         _pip(["download", "--dest", str(gathered), *_flags(target), source], source, tell)
-    return sorted(gathered.glob("*.whl"))
+    found = sorted(gathered.glob("*.whl"))
+    for wheel in found:
+        without(wheel, _UNWANTED.get(wheel.name.partition("-")[0], ()))
+    return found
+
+
+def without(wheel: Path, unwanted: Sequence[str]) -> None:
+    """Take files out of a wheel, and out of what it says of itself.
+
+    Raises:
+        AgentArchiveError: it is no wheel.
+        OSError: it cannot be written anew.
+    """
+    if not unwanted:
+        return
+    slim = wheel.with_suffix(".slim")
+    try:
+        with zipfile.ZipFile(wheel) as old, zipfile.ZipFile(slim, "w") as new:
+            for member in old.infolist():
+                if member.filename in unwanted:
+                    continue
+                data = old.read(member)
+                if member.filename.endswith(".dist-info/RECORD"):
+                    rows = data.decode().splitlines(keepends=True)
+                    data = "".join(row for row in rows if row.partition(",")[0] not in unwanted).encode()
+                new.writestr(member, data, member.compress_type)
+    except (zipfile.BadZipFile, zlib.error, UnicodeDecodeError) as error:
+        raise AgentArchiveError(f"{wheel.name} is no wheel: {error}", path=str(wheel)) from error
+    slim.replace(wheel)
 
 
 def _flags(target: Target) -> list[str]:
@@ -99,11 +134,15 @@ def _pip(arguments: Sequence[str], source: str, tell: Told) -> None:
     with subprocess.Popen(
         command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     ) as pip:
+        said: deque[str] = deque(maxlen=_KEPT_LINES)
         for line in pip.stdout or ():
             tell(line.rstrip())
+            said.append(line.strip())
     if pip.returncode:
+        faults = [line for line in said if line.startswith("ERROR")] or list(said)[-1:]
         raise AgentArchiveError(
-            f"pip {arguments[0]} failed for {source}",
+            f"pip {arguments[0]} failed for {source}: {' '.join(faults)[:500]}",
             path=source,
-            hint="See above; wheels that were gathered otherwise are packed with --wheels DIR",
+            hint="It needs a network; or pack wheels at hand with edgeslm agent pack --wheels DIR, and give that with "
+            "--agent",
         )

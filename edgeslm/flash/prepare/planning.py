@@ -31,6 +31,12 @@ from edgeslm.schema.base import FileModel
 from edgeslm.schema.customisation import Customisation
 
 _BLOCK_BYTES: Final = 4096
+_OF_THE_SYSTEM: Final = frozenset({"swap", "log", "spare"})
+"""What stays in the root where the agent's state is kept apart."""
+_OVERHEAD: Final = 0.1
+"""Share of a file system that its own tables and journal take."""
+ROOT_SPARE_BYTES: Final = 64 * MB
+"""Left free in a root that is only read: for what its first start writes."""
 
 
 class Personal(FileModel):
@@ -153,6 +159,12 @@ def fit_request(
 def wanted_free_bytes(known: FitRequest) -> int:
     """How much room the root file system should have before anything is put there."""
     return int(sum(size for _, size in storage_parts(known)) * MB)
+
+
+def wanted_state_bytes(known: FitRequest) -> int:
+    """How large a partition of the agent's state should be where it is kept apart from the root."""
+    parts = sum(size for name, size in storage_parts(known) if name not in _OF_THE_SYSTEM)
+    return int(parts * MB / (1 - _OVERHEAD))
 
 
 def least_free_bytes(entries: tuple[Entry, ...]) -> int:

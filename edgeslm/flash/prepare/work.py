@@ -12,14 +12,26 @@ from pathlib import Path
 
 from edgeslm.errors import PartitionError, PrepareError, TreeFullError
 from edgeslm.flash.fit import demand, fit
-from edgeslm.flash.fit_types import FitReport
+from edgeslm.flash.fit_types import FitReport, FitRequest
+from edgeslm.flash.image.adding import add_ext4
+from edgeslm.flash.image.ext4 import Ext4Tree
 from edgeslm.flash.image.finish import finish
 from edgeslm.flash.image.image import Image, open_image
 from edgeslm.flash.image.source import MAX_IMAGE_BYTES, Unpacked, unpack
+from edgeslm.flash.image.tools import run_tool
 from edgeslm.flash.payload.agents import packed_agent
 from edgeslm.flash.payload.gathering import Target
+from edgeslm.flash.payload.read_only import STATE_LABEL, apart
 from edgeslm.flash.payload.whole import Payload, PayloadRequest, build_payload
-from edgeslm.flash.prepare.planning import Decided, decide, fit_request, least_free_bytes, wanted_free_bytes
+from edgeslm.flash.prepare.planning import (
+    ROOT_SPARE_BYTES,
+    Decided,
+    decide,
+    fit_request,
+    least_free_bytes,
+    wanted_free_bytes,
+    wanted_state_bytes,
+)
 from edgeslm.flash.prepare.record import (
     ImageSystem,
     PreparedImage,
@@ -106,10 +118,14 @@ class _Work:
             )  # fmt: skip
             report = fit(known)
             demand(report)
-            entries = decided.root_entries(payload.entries)
+            root, state = decided.root_entries(payload.entries), ()
+            if request.profile.read_only_root:
+                root, state = apart(root)
             if not dry_run:
-                self._make_room(image, entries, wanted_free_bytes(known))
-                self._write(image, decided, entries)
+                self._make_room(image, root, state, known)
+        with open_image(self._raw) as image:
+            if not dry_run:
+                self._write(image, decided, root, state)
             free_bytes, size_bytes = image.root.free_bytes(), image.size_bytes
         record = self._record(unpacked, decided, payload, report).model_copy(
             update={"root_free_bytes": free_bytes, "size_bytes": size_bytes}
@@ -134,7 +150,7 @@ class _Work:
                 )  # fmt: skip
             self._say("packing the agent")
             target = Target(system.python.version, system.machine, system.glibc)
-            archive = packed_agent(target, request.cache, self._say)
+            archive = packed_agent(target, request.cache, lambda _: self._say("packing the agent"))
         self._payload_place.mkdir()
         wanted = PayloadRequest(
             archive=archive,
@@ -150,12 +166,29 @@ class _Work:
         )
         return build_payload(wanted, self._payload_place, self._say)
 
-    def _make_room(self, image: Image, entries: tuple[Entry, ...], wanted_bytes: int) -> None:
-        """Let the root be as large as it was asked to be, and as it has to be."""
+    def _make_room(
+        self, image: Image, root: tuple[Entry, ...], state: tuple[Entry, ...], known: FitRequest
+    ) -> None:
+        """Let the root be as large as it was asked to be and as it has to be, and make a partition for state."""
         self._say("making room")
+        asked_bytes = self._request.image_bytes
+        if state:
+            self._grow(image, root, least_free_bytes(root) + ROOT_SPARE_BYTES)
+            wanted_bytes = max(wanted_state_bytes(known), least_free_bytes(state))
+            add_ext4(image, wanted_bytes, label=STATE_LABEL, image_bytes=asked_bytes)
+        else:
+            if asked_bytes is not None:
+                image.grow(asked_bytes)
+            self._grow(image, root, wanted_free_bytes(known))
+        size_bytes, card_bytes = image.size_bytes, self._request.card_bytes
+        if card_bytes is not None and size_bytes > card_bytes:
+            raise PrepareError(
+                f"the image grew to {size_bytes / 2**20:,.0f} MB, and the card has {card_bytes / 2**20:,.0f} MB",
+                what="room", hint="Take a larger card, or fewer models",
+            )  # fmt: skip
+
+    def _grow(self, image: Image, entries: tuple[Entry, ...], wanted_bytes: int) -> None:
         least_bytes = least_free_bytes(entries)
-        if self._request.image_bytes is not None:
-            image.grow(self._request.image_bytes)
         try:
             image.ensure_free(max(wanted_bytes, least_bytes))
         except PartitionError as error:
@@ -171,17 +204,18 @@ class _Work:
                 f"the root cannot grow ({error.message}): {free_bytes / 2**20:.0f} MB are free, and updates may need "
                 f"{wanted_bytes / 2**20:.0f} MB"
             )
-        size_bytes, card_bytes = image.size_bytes, self._request.card_bytes
-        if card_bytes is not None and size_bytes > card_bytes:
-            raise PrepareError(
-                f"the image grew to {size_bytes / 2**20:,.0f} MB, and the card has {card_bytes / 2**20:,.0f} MB",
-                what="room", hint="Take a larger card, or fewer models",
-            )  # fmt: skip
 
-    def _write(self, image: Image, decided: Decided, entries: tuple[Entry, ...]) -> None:
-        self._say(f"writing {len(entries)} files and links, and reading them back")
+    def _write(
+        self, image: Image, decided: Decided, root: tuple[Entry, ...], state: tuple[Entry, ...]
+    ) -> None:
+        self._say(f"writing {len(root) + len(state)} files and links, and reading them back")
         image.root.remove(decided.remove)
-        image.root.write(entries)
+        image.root.write(root)
+        if state:
+            last = max(image.table.partitions, key=lambda each: each.start_bytes)
+            apart_tree = Ext4Tree(image.window.part(last.start_bytes, last.size_bytes), time_s=image.time_s)
+            apart_tree.write(state)
+            run_tool(["e2fsck", "-fn", apart_tree.device], says=True, time_s=image.time_s)
         if image.boot is not None:
             image.boot.write(decided.boot_entries)
         self._say("checking the file systems")

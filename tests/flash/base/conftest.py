@@ -28,7 +28,9 @@ SMALL = replace(
 )
 """A recipe for what the archive below holds."""
 
-PASSWD_MASTER = "root:*:0:0:root:/root:/bin/bash\nnobody:*:65534:65534:nobody:/nonexistent:/usr/sbin/nologin\n"
+PASSWD_MASTER = (
+    "root:*:0:0:root:/root:/bin/bash\nnobody:*:65534:65534:nobody:/nonexistent:/usr/sbin/nologin\n"
+)
 GROUP_MASTER = "root:*:0:\nshadow:*:42:\nutmp:*:43:\nnogroup:*:65534:\n"
 UNIT = "[Unit]\nDescription=Small\n\n[Install]\nWantedBy=multi-user.target\nAlias=other.service\n"
 
@@ -60,7 +62,12 @@ def ar_bytes(members: Mapping[str, bytes]) -> bytes:
 
 
 def control_text(name: str, *, depends: str = "", version: str = "1.0") -> str:
-    lines = [f"Package: {name}", f"Version: {version}", "Architecture: arm64", "Maintainer: nobody <n@localhost>"]
+    lines = [
+        f"Package: {name}",
+        f"Version: {version}",
+        "Architecture: arm64",
+        "Maintainer: nobody <n@localhost>",
+    ]
     return "\n".join([*lines, *([f"Depends: {depends}"] if depends else []), "Description: small", ""])
 
 
@@ -74,7 +81,10 @@ def deb_bytes(
     odd: tuple[tarfile.TarInfo, ...] = (),
 ) -> bytes:
     """A package."""
-    control = {"./control": control_text(name, depends=depends, version=version).encode(), **(control_files or {})}
+    control = {
+        "./control": control_text(name, depends=depends, version=version).encode(),
+        **(control_files or {}),
+    }
     return ar_bytes(
         {
             "debian-binary": b"2.0\n",
@@ -101,7 +111,7 @@ def module_bytes(*, depends: str = "", name: str = "small") -> bytes:
 def small_packages() -> dict[str, bytes]:
     """All of the archive's packages, by name."""
     modules = f"./usr/lib/modules/{KERNEL}/"
-    enabling = b"#!/bin/sh\nif deb-systemd-helper was-enabled x; then\n  deb-systemd-helper enable 'small.service'\nfi\n"
+    enabling = b"#!/bin/sh\nif true; then\n  deb-systemd-helper enable 'small.service'\nfi\n"
     return {
         "linux-image-small": deb_bytes(
             "linux-image-small",
@@ -209,7 +219,9 @@ class Mirror:
         (self.directory / "pool").mkdir(exist_ok=True)
         for name, data in self.packages.items():
             self.pool(name).write_bytes(data)
-            with tarfile.open(fileobj=io.BytesIO(lzma.decompress(_member(data, "control.tar.xz")))) as archive:
+            with tarfile.open(
+                fileobj=io.BytesIO(lzma.decompress(_member(data, "control.tar.xz")))
+            ) as archive:
                 member = archive.extractfile("./control")
                 assert member is not None
                 control = member.read().decode()

@@ -1,4 +1,4 @@
-"""Packages come from a signed archive, whole and as its index says, or not at all: with a real apt and a real server."""
+"""Packages come from a signed archive, whole and as its index says, or not at all: with a real apt and server."""
 
 from __future__ import annotations
 
@@ -13,7 +13,9 @@ from edgeslm.flash.base.recipe import Recipe
 from tests.flash.base.conftest import Mirror, deb_bytes
 
 
-def fetch(mirror: Mirror, recipe: Recipe, directory: Path, address: str | None = None) -> tuple[PackageFile, ...]:
+def fetch(
+    mirror: Mirror, recipe: Recipe, directory: Path, address: str | None = None
+) -> tuple[PackageFile, ...]:
     where = [Source(address or mirror.address, ("trixie",))]
     return PackageSource(directory, recipe, where, mirror.keyring).fetch(lambda text: None)
 
@@ -70,7 +72,11 @@ def test_a_machine_whose_apt_lets_everything_through_changes_nothing(
     mirror: Mirror, recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     lax = tmp_path / "lax.conf"
-    names = ("Acquire::AllowInsecureRepositories", "Acquire::AllowWeakRepositories", "APT::Get::AllowUnauthenticated")
+    names = (
+        "Acquire::AllowInsecureRepositories",
+        "Acquire::AllowWeakRepositories",
+        "APT::Get::AllowUnauthenticated",
+    )
     lax.write_text("".join(f'{name} "true";\n' for name in names))
     monkeypatch.setenv("APT_CONFIG", str(lax))
     mirror.publish(None)
@@ -117,11 +123,9 @@ def test_a_package_that_went_bad_in_the_cache_is_noticed_and_replaced(
     data[-1] ^= 1
     needed.path.write_bytes(data)
     os.utime(needed.path, ns=(status.st_atime_ns, status.st_mtime_ns))
-    try:
+    with pytest.raises(FetchPackagesError, match="is not what the archive's index says; it was removed"):
         fetch(mirror, recipe, tmp_path / "apt")
-    except FetchPackagesError as error:
-        assert "needed_1.0_arm64.deb is not what the archive's index says" in error.message
-        fetch(mirror, recipe, tmp_path / "apt")
+    fetch(mirror, recipe, tmp_path / "apt")
     assert needed.path.read_bytes() == mirror.packages["needed"]
 
 
@@ -145,7 +149,9 @@ def test_a_package_that_the_archive_does_not_have_is_named(
         fetch(mirror, recipe, tmp_path / "apt")
 
 
-@pytest.mark.parametrize("mirror_name", ["", "ftp://x/debian", "http://x y", "http://x [trusted=yes]", "/srv/debian"])
+@pytest.mark.parametrize(
+    "mirror_name", ["", "ftp://x/debian", "http://x y", "http://x [trusted=yes]", "/srv/debian"]
+)
 def test_refuses_what_is_no_address_of_a_mirror(mirror_name: str) -> None:
     with pytest.raises(FetchPackagesError, match="no address of a mirror"):
         sources("trixie", mirror_name)
@@ -164,7 +170,10 @@ def test_the_machines_own_mirror_is_taken(tmp_path: Path, monkeypatch: pytest.Mo
         "Types: deb\nURIs: http://near.example/security\nSuites: trixie-security\nComponents: main\n\n"
         "Types: deb\nURIs: file:/srv/own\nSuites: ./\nTrusted: yes\n"
     )
-    assert [one.uri for one in sources("trixie", None)] == ["http://near.example/debian", "http://near.example/security"]
+    assert [one.uri for one in sources("trixie", None)] == [
+        "http://near.example/debian",
+        "http://near.example/security",
+    ]
     (tmp_path / "sources.list.d/debian.sources").unlink()
     (tmp_path / "sources.list").write_text("deb [arch=amd64] http://old.example/debian trixie main contrib\n")
     assert sources("trixie", None)[0].uri == "http://old.example/debian"

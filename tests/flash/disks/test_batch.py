@@ -23,6 +23,7 @@ from edgeslm.flash.disks.readers import Reader
 from edgeslm.flash.disks.selection import Need
 from edgeslm.flash.disks.source import open_raw
 from edgeslm.flash.disks.stations import MadeImage, Manner, Station, Told, run_stations
+from edgeslm.flash.disks.workshop import workshop, workshop_path
 
 MIB = 2**20
 TRYING = Need(loops=True)
@@ -149,6 +150,23 @@ def test_a_damaged_state_is_an_error(change: dict[str, object], tmp_path: Path) 
         load_state(tmp_path / "nothing")
 
 
+def test_images_are_made_where_nobody_else_looks_and_nothing_is_left(tmp_path: Path) -> None:
+    place = workshop_path(tmp_path / "batch.json", None)
+    (place / "a").mkdir(parents=True)
+    (place / "a" / "sd.img").write_bytes(b"of a batch that was killed")
+    with workshop(place) as directory:
+        assert not list(directory.iterdir())
+        assert directory.stat().st_mode & 0o077 == 0
+        (directory / "b").mkdir()
+        (directory / "b" / "sd.img").write_bytes(b"secret")
+        with pytest.raises(BatchError, match="another edgeslm"), workshop(place):
+            pass
+        assert (directory / "b" / "sd.img").exists()
+    assert not place.exists()
+    with pytest.raises(BatchError, match="--work-dir"), workshop(tmp_path / "no" / "place"):
+        pass
+
+
 # --- readers ----------------------------------------------------------------------------------------------------
 
 CARD = BlockDevice(
@@ -239,7 +257,7 @@ class Bench:
                 self.put_in(reader)
             if told.event == "done" and told.name is not None:
                 self.kept[told.name] = reader.read_bytes()
-                reader.unlink()
+                reader.rename(self.directory / f"taken-out-{told.name}")
 
     def run(self, batch: Batch, manner: Manner, **changes: object) -> None:
         how = {

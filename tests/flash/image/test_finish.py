@@ -74,9 +74,7 @@ def test_a_used_card_that_got_only_what_the_map_names_is_sound(
     assert out.read_bytes() == bytes(2 * MIB)
 
 
-def test_tables_of_inodes_and_the_journal_are_written_though_they_are_zero(
-    prepared: Path, tool: Tool
-) -> None:
+def test_the_journal_and_inodes_in_use_are_written_though_they_are_zero(prepared: Path, tool: Tool) -> None:
     """What bmaptool would leave out, since it looks at holes alone."""
     found = finish(prepared)
     card = used_card(prepared.with_name("card"), found.size_bytes)
@@ -88,7 +86,7 @@ def test_tables_of_inodes_and_the_journal_are_written_though_they_are_zero(
         int(number) for number in tool("debugfs", "-R", "blocks <8>", place).split() if number.isdigit()
     ]
     assert len(blocks) > 100
-    for block in [*blocks, *range(table, table + 100)]:
+    for block in [*blocks, table, table + 1]:
         at = 17 * MIB + block * 1024
         assert written[at : at + 1024] == image[at : at + 1024]
 

@@ -6,6 +6,7 @@ import gzip
 import hashlib
 import lzma
 import random
+import shutil
 import struct
 import subprocess
 import sys
@@ -286,6 +287,18 @@ def test_what_cannot_be_read_or_written_is_named(tmp_path: Path) -> None:
         unpack(write(tmp_path, RAW), tmp_path / "no" / "out.img")
     with pytest.raises(ImageError):
         form_of(tmp_path)
+
+
+def test_a_disk_that_is_too_small_is_named_before_anything_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = write(tmp_path, RAW)
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=1000))
+    with pytest.raises(ImageError, match=r"and .* has 1000") as caught:
+        unpack(source, tmp_path / "out.img")
+    assert "Make room" in (caught.value.hint or "")
+    assert [each.name for each in tmp_path.iterdir()] == [source.name]
 
 
 def test_an_image_packed_with_the_window_of_xz_level_9_is_unpacked_in_less_than_100_mb(
