@@ -28,6 +28,7 @@ from edgeslm.runtime.tokenizer import Tokenizer
 
 NAME: Final = "gemma-3-270m"
 GRAPH: Final = f"{NAME}.tflite"
+PLAIN_GRAPH: Final = f"{NAME}-plain.tflite"
 CONTEXTS: Final = (256, 512, 1024)
 PREFILLS: Final = (16, 128)
 VERIFIES: Final = (4,)
@@ -57,6 +58,16 @@ def write_graph(weights: GemmaWeights, path: Path) -> None:
     writer.write(path)
 
 
+def write_plain_graph(weights: GemmaWeights, path: Path) -> None:
+    """The community's form at the longest context: what other engines load."""
+    writer = ModelWriter()
+    for name, count in (("decode", 1), (f"prefill_{max(PREFILLS)}", max(PREFILLS))):
+        add_signature(
+            writer, weights, name, count=count, context=max(CONTEXTS), ring=None, logits=count == 1
+        )
+    writer.write(path)
+
+
 def prove(path: Path, tokens: list[int]) -> dict[str, Any]:
     """The golden vector: what the graph says to `tokens` on this machine."""
     with tempfile.TemporaryDirectory() as cache:
@@ -81,7 +92,9 @@ def convert(out: Path) -> Path:
     reader = open_gguf(assemble(out))
     tokenizer_file, graph, license_file = out / "tokenizer.json", out / GRAPH, out / "LICENSE-gemma.txt"
     write_tokenizer(reader, tokenizer_file)
-    write_graph(quantize(read_shape(reader), read_tensors(reader)), graph)
+    weights = quantize(read_shape(reader), read_tensors(reader))
+    write_graph(weights, graph)
+    write_plain_graph(weights, out / PLAIN_GRAPH)
     license_file.write_text(
         "Gemma is provided under and subject to the Gemma Terms of Use found at ai.google.dev/gemma/terms\n",
         "utf-8",

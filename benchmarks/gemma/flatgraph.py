@@ -29,7 +29,7 @@ _TYPES = {"float32": "FLOAT32", "int32": "INT32", "int8": "INT8"}
 class _AlignedBuffer(schema.BufferT):  # type: ignore[misc]  # the library has no types
     """A buffer whose bytes start at a multiple of 16, which the library's own packing does not see to."""
 
-    def Pack(self, builder: Any) -> int:
+    def Pack(self, builder: Any) -> int:  # noqa: N802 - the library calls it so
         if self.data is None:
             return int(super().Pack(builder))
         raw = np.ascontiguousarray(self.data).reshape(-1).view(np.uint8)
@@ -49,7 +49,7 @@ class _SharedQuantization(schema.QuantizationParametersT):  # type: ignore[misc]
         super().__init__(scale=scales, zeroPoint=np.zeros(len(scales), np.int64), quantizedDimension=0)
         self._written: int | None = None
 
-    def Pack(self, builder: Any) -> int:
+    def Pack(self, builder: Any) -> int:  # noqa: N802 - the library calls it so
         if self._written is None:
             self._written = int(super().Pack(builder))
         return self._written
@@ -76,13 +76,13 @@ class QuantizedMatrix:
         largest = np.abs(weights).max(axis=1)
         self.scales = np.where(largest > 0, largest / 127.0, 1.0).astype(np.float32)
         self.values = np.rint(weights / self.scales[:, None]).astype(np.int8)
-        self._shared: dict[float, Any] = {}
+        self._shared: Any = None
 
-    def quantization(self, factor: float) -> Any:
-        """The schema's object for the scales times `factor`."""
-        if factor not in self._shared:
-            self._shared[factor] = _SharedQuantization(self.scales * np.float32(factor))
-        return self._shared[factor]
+    def quantization(self) -> Any:
+        """The schema's object for the scales."""
+        if self._shared is None:
+            self._shared = _SharedQuantization(self.scales)
+        return self._shared
 
 
 class ModelWriter:
@@ -171,7 +171,7 @@ class Subgraph:
         self._graph.operators = []
         self._inputs: dict[str, Tensor] = {}
         self.outputs: dict[str, Tensor] = {}
-        self._constants: dict[tuple[int, float], Tensor] = {}
+        self._constants: dict[int, Tensor] = {}
         self._composites: list[Any] = []
 
     def _tensor(self, name: str, shape: Sequence[int], dtype: str, buffer: int = 0) -> Tensor:
@@ -190,19 +190,19 @@ class Subgraph:
 
     def constant(self, array: Array) -> Tensor:
         """A constant; the same array is one tensor."""
-        key = (id(array), 1.0)
+        key = id(array)
         if key not in self._constants:
             buffer = self._writer.buffer(array)
             self._constants[key] = self._tensor(f"constant_{buffer}", array.shape, str(array.dtype), buffer)
         return self._constants[key]
 
-    def matrix(self, matrix: QuantizedMatrix, factor: float = 1.0) -> Tensor:
-        """Quantized weights, times `factor`."""
-        key = (id(matrix.values), factor)
+    def matrix(self, matrix: QuantizedMatrix) -> Tensor:
+        """Quantized weights."""
+        key = id(matrix)
         if key not in self._constants:
             buffer = self._writer.buffer(matrix.values)
             made = self._tensor(f"matrix_{buffer}", matrix.values.shape, "int8", buffer)
-            self._graph.tensors[made.index].quantization = matrix.quantization(factor)
+            self._graph.tensors[made.index].quantization = matrix.quantization()
             self._constants[key] = made
         return self._constants[key]
 
@@ -250,6 +250,12 @@ class Subgraph:
         """The block of `x` that begins at `begin`."""
         return self.op("SLICE", [x, self._ints(begin), self._ints(shape)], shape, "SliceOptions")
 
+    def gather(self, table: Tensor, rows: Tensor, dtype: str) -> Tensor:
+        """Rows of `table` (rows, columns), which holds `dtype`."""
+        shape = (*rows.shape, *table.shape[1:])
+        version = 2 if dtype == "int8" else 1
+        return self.typed(self.op("GATHER", [table, rows], shape, "GatherOptions", version=version), dtype)
+
     def concat(self, parts: Sequence[Tensor], axis: int) -> Tensor:
         """Parts one after the other along `axis`."""
         shape = list(parts[0].shape)
@@ -266,12 +272,18 @@ class Subgraph:
     def product(self, left: Tensor, right: Tensor) -> Tensor:
         """`left` (..., a, k) times the transposed `right` (..., b, k): (..., a, b)."""
         return self.op(
-            "BATCH_MATMUL", [left, right], (*left.shape[:-1], right.shape[-2]), "BatchMatMulOptions", adjY=True
+            "BATCH_MATMUL",
+            [left, right],
+            (*left.shape[:-1], right.shape[-2]),
+            "BatchMatMulOptions",
+            adjY=True,
         )
 
     def write_at(self, cache: Tensor, update: Tensor, start: Tensor) -> Tensor:
         """`cache` with `update` written over it from `start` (one int32 for each dimension) on."""
-        return self.op("DYNAMIC_UPDATE_SLICE", [cache, update, start], cache.shape, "DynamicUpdateSliceOptions")
+        return self.op(
+            "DYNAMIC_UPDATE_SLICE", [cache, update, start], cache.shape, "DynamicUpdateSliceOptions"
+        )
 
     def norm(self, x: Tensor, weight: Array, epsilon: float) -> Tensor:
         """RMSNorm over the last dimension, marked as a composite."""

@@ -7,7 +7,8 @@ What decides its speed, besides the int8 matrix products:
   query or the weights of attention, a few kilobytes;
 * queries, keys and values come from one matrix, and so do gate and up; queries and keys are normed and rotated as one;
 * a local layer keeps a ring of positions instead of the whole context (the form is told in
-  `edgeslm/runtime/buckets.py`). Rotary angles are applied before keys are kept, so the order in the ring is of no matter.
+  `edgeslm/runtime/buckets.py`). Rotary angles are applied before keys are kept, so the order in the ring does not
+  matter.
 """
 
 from __future__ import annotations
@@ -45,6 +46,7 @@ class GemmaWeights:
 
     shape: GemmaShape
     table: QuantizedMatrix
+    embedding_scales: Array
     final_norm: Array
     layers: tuple[LayerWeights, ...]
     ones: Array
@@ -74,9 +76,11 @@ def quantize(shape: GemmaShape, tensors: Tensors) -> GemmaWeights:
             feed_forward_end_norm=take("feed_forward_end_norm"),
         )
 
+    table = QuantizedMatrix(tensors["embedding"])
     return GemmaWeights(
         shape=shape,
-        table=QuantizedMatrix(tensors["embedding"]),
+        table=table,
+        embedding_scales=(table.scales * np.float32(math.sqrt(shape.width)))[:, None],
         final_norm=tensors["final_norm"],
         layers=tuple(layer(index) for index in range(shape.layers)),
         ones=np.ones(shape.head_width, np.float32),
@@ -97,10 +101,11 @@ class _Step:
     """One signature being written."""
 
     def __init__(
-        self, graph: Subgraph, weights: GemmaWeights, count: int, context: int, ring: int
+        self, graph: Subgraph, weights: GemmaWeights, count: int, context: int, ring: int | None
     ) -> None:
         self.graph, self.weights, self.count = graph, weights, count
-        self.context, self.ring = context, min(ring, context)
+        self.context, self.ring = context, min(ring or context, context)
+        self.plain = ring is None
         self.zero = np.zeros(1, np.int32)
 
     def write(self, *, logits: bool) -> None:
@@ -109,10 +114,9 @@ class _Step:
         tokens = graph.input("tokens", (1, count), "int32")
         input_pos = graph.input("input_pos", (count,), "int32")
         window = f"window_{shape.window}"
-        masks = {
-            True: graph.input("mask", (1, 1, count, self.context)),
-            False: graph.input(f"{window}_mask", (1, 1, count, self.ring)),
-        }
+        masks = dict.fromkeys((True, False), graph.input("mask", (1, 1, count, self.context)))
+        if not self.plain:
+            masks[False] = graph.input(f"{window}_mask", (1, 1, count, self.ring))
         starts = dict.fromkeys((True, False), self._start(input_pos))
         if self.ring < self.context:
             starts[False] = self._start(graph.input(f"{window}_pos", (count,), "int32"))
@@ -124,11 +128,7 @@ class _Step:
             for index in range(shape.layers)
         ]
         flat = graph.typed(graph.reshape(tokens, (count,)), "int32")
-        x = graph.op(
-            "EMBEDDING_LOOKUP",
-            [flat, graph.matrix(self.weights.table, math.sqrt(shape.width))],
-            (count, shape.width),
-        )
+        x = self._embed(flat)
         x = graph.reshape(x, (1, count, shape.width))
         position = graph.op("CAST", [input_pos], (count,), "CastOptions")
         position = graph.reshape(position, (1, count, 1, 1))
@@ -144,6 +144,18 @@ class _Step:
         if logits:
             x = graph.norm(x, self.weights.final_norm, shape.norm_epsilon)
             graph.outputs["logits"] = graph.linear(x, self.weights.table)
+
+    def _embed(self, tokens: Tensor) -> Tensor:
+        """Rows of the table, (count, width).
+
+        The table stands here without its scales, and these are looked up like it: as the table's quantization every
+        signature would keep a copy of them in memory, 2 MB each.
+        """
+        graph, weights, count = self.graph, self.weights, self.count
+        width = weights.shape.width
+        rows = graph.gather(graph.constant(weights.table.values), tokens, "int8")
+        rows = graph.op("CAST", [rows], (count, width), "CastOptions")
+        return graph.binary("MUL", rows, graph.gather(graph.constant(weights.embedding_scales), tokens, "float32"))
 
     def _cache_shape(self, kind: str, wide: bool) -> tuple[int, int, int, int]:
         places, width = self.context if wide else self.ring, self.weights.shape.head_width
@@ -203,9 +215,7 @@ class _Step:
         block = [*x.shape[:-1], half]
         left, right = graph.slice(x, [0, 0, 0, 0], block), graph.slice(x, [0, 0, 0, half], block)
         swapped = graph.concat([right, left], 3)
-        return graph.binary(
-            "ADD", graph.binary("MUL", x, angles[0]), graph.binary("MUL", swapped, angles[1])
-        )
+        return graph.binary("ADD", graph.binary("MUL", x, angles[0]), graph.binary("MUL", swapped, angles[1]))
 
     def _attend(self, query: Tensor, keys: Tensor, values: Tensor, mask: Tensor) -> Tensor:
         """Rows of `query` are tokens, and heads within tokens; the same for what is returned."""
@@ -234,7 +244,7 @@ def add_signature(
     *,
     count: int,
     context: int,
-    ring: int,
+    ring: int | None,
     logits: bool,
 ) -> None:
     """Add signature `name`.
@@ -242,7 +252,8 @@ def add_signature(
     Args:
         count: tokens at once.
         context: places of the caches.
-        ring: places of local layers' caches, where the context is longer.
+        ring: places of local layers' caches, where the context is longer; ``None`` gives the community's plain form,
+            with one mask for all layers, in which a local layer sees everything.
         logits: whether it gives logits, after each token.
     """
     _Step(writer.subgraph(name), weights, count, context, ring).write(logits=logits)

@@ -1,7 +1,7 @@
 """The tokenizer of a GGUF file with a SentencePiece vocabulary, in the form of the `tokenizers` library.
 
-GGUF keeps pieces with scores, and no merges: a piece of byte-pair encoding is merged out of any two pieces that spell it,
-and the better its score, the earlier. Spaces are written as U+2581.
+GGUF keeps pieces with scores, and no merges: a piece of byte-pair encoding is merged out of any two pieces that spell
+it, and the better its score, the earlier. Spaces are written as U+2581.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def write_tokenizer(reader: Any, path: Path) -> None:
     added = [
         _added(index, pieces[index], special=kinds[index] == _CONTROL)
         for index in range(len(pieces))
-        if kinds[index] in (_CONTROL, _USER_DEFINED)
+        if kinds[index] == _CONTROL or (kinds[index] == _USER_DEFINED and not _is_spaces(pieces[index]))
     ]
     document = {
         "version": "1.0",
@@ -78,6 +78,10 @@ def _added(index: int, content: str, *, special: bool) -> dict[str, Any]:
     }
 
 
+def _is_spaces(piece: str) -> bool:
+    return not piece.replace(_SPACE, " ").strip(" ")
+
+
 def _merges(vocabulary: dict[str, int], scores: list[float], kinds: list[int]) -> list[tuple[str, str]]:
     found = []
     for piece, index in vocabulary.items():
@@ -86,6 +90,8 @@ def _merges(vocabulary: dict[str, int], scores: list[float], kinds: list[int]) -
         for cut in range(1, len(piece)):
             left, right = piece[:cut], piece[cut:]
             if left in vocabulary and right in vocabulary:
-                found.append((-scores[index], vocabulary[left], vocabulary[right], left, right))
+                # SentencePiece takes runs of spaces first, the longest there is: here they grow before all else.
+                rank = len(piece) - 1e9 if _is_spaces(piece) else -scores[index]
+                found.append((rank, vocabulary[left], vocabulary[right], left, right))
     found.sort()
     return [(left, right) for *_, left, right in found]

@@ -17,7 +17,6 @@ import json
 import time
 from collections import OrderedDict
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -25,9 +24,11 @@ import numpy.typing as npt
 
 from edgeslm.errors import ConstraintError, ConstraintMissingError
 from edgeslm.runtime.constraint_closing import find_completion
+from edgeslm.runtime.constraint_form import NAMES, AnswerForm, first_line, to_grammar
 from edgeslm.runtime.constraint_json import JsonPlace
+from edgeslm.runtime.constraint_vocabulary import open_vocabulary
 from edgeslm.runtime.tokenizer import Tokenizer
-from edgeslm.schema.message import AnswerFormKind, Options
+from edgeslm.schema.message import AnswerFormKind
 
 TokenIds = npt.NDArray[np.int64]
 
@@ -49,39 +50,8 @@ _MAX_FORCED_BYTES = 16_384
 """Longest beginning that a form may leave no choice about."""
 
 _LONG_BYTES = 6
+"""Shorter forced text is not worth the question whether one token says more."""
 _KEPT_STARTS = 256
-
-_NAMES = {
-    "json_schema": "the schema",
-    "regex": "the regular expression",
-    "choices": "the choices",
-    "grammar": "the grammar",
-}
-
-
-@dataclass(frozen=True)
-class AnswerForm:
-    """What an answer is held to.
-
-    Attributes:
-        kind: the option that states it.
-        text: a schema or the choices as JSON, else as it was given.
-    """
-
-    kind: AnswerFormKind
-    text: str
-
-
-def form_of(options: Options) -> AnswerForm | None:
-    """The form that `options` ask for, where they do."""
-    kind = options.answer_form
-    if kind is None:
-        return None
-    value = getattr(options, kind)
-    is_text = isinstance(value, str)
-    return AnswerForm(
-        kind, value if is_text else json.dumps(value, ensure_ascii=False, separators=(",", ":"))
-    )
 
 
 class Matcher:
@@ -118,7 +88,7 @@ class Matcher:
         """
         ids = _set_bits(self._matcher)
         if not ids.size or self._matcher.get_error().startswith("NoExtension"):
-            raise ConstraintError(f"no answer has the form of {_NAMES[self._kind]}", kind=self._kind)
+            raise ConstraintError(f"no answer has the form of {NAMES[self._kind]}", kind=self._kind)
         self.check()
         place = self._place
         if place is not None and place.in_number:
@@ -135,7 +105,7 @@ class Matcher:
         """
         if not self._matcher.consume_token(token):
             self.check()
-            raise ConstraintError(f"token {token} does not fit {_NAMES[self._kind]}", kind=self._kind)
+            raise ConstraintError(f"token {token} does not fit {NAMES[self._kind]}", kind=self._kind)
         if self._place is not None:
             self._place.feed(self._tokens[token])
 
@@ -161,7 +131,7 @@ class Matcher:
         """
         if self._matcher.is_error():
             raise ConstraintError(
-                f"{_NAMES[self._kind]} cannot be followed: {_first_line(self._matcher.get_error())}",
+                f"{NAMES[self._kind]} cannot be followed: {first_line(self._matcher.get_error())}",
                 kind=self._kind,
                 hint="Make it simpler: fewer repetitions of repetitions, fewer alternatives that begin alike",
             )
@@ -254,7 +224,7 @@ class Grammar:
         forced = self._matcher.deep_copy().compute_ff_bytes()
         if len(forced) > _MAX_FORCED_BYTES:
             raise ConstraintError(
-                f"{_NAMES[self.form.kind]} allows no answer that ends: it begins with {forced[:40]!r} and goes on so",
+                f"{NAMES[self.form.kind]} allows no answer that ends: it begins with {forced[:40]!r} and goes on so",
                 kind=self.form.kind,
                 hint="Let a part that contains itself be optional",
             )
@@ -307,11 +277,11 @@ class GrammarCompiler:
         tokenizer = self._open_tokenizer(library, form.kind)
         started = time.perf_counter()
         matcher = library.LLMatcher(
-            tokenizer, _source(library, form), log_level=0, limits=library.LLParserLimits(**_LIMITS)
+            tokenizer, to_grammar(library, form), log_level=0, limits=library.LLParserLimits(**_LIMITS)
         )
         if matcher.is_error():
             raise ConstraintError(
-                f"{_NAMES[form.kind]} cannot be followed: {_first_line(matcher.get_error())}", kind=form.kind
+                f"{NAMES[form.kind]} cannot be followed: {first_line(matcher.get_error())}", kind=form.kind
             )
         grammar = Grammar(form, matcher, tokenizer, self._tokens)
         grammar.prove()
@@ -324,12 +294,10 @@ class GrammarCompiler:
     def _open_tokenizer(self, library: Any, kind: AnswerFormKind) -> Any:
         if self._tokenizer is None:
             try:
-                self._tokenizer = library.LLTokenizer(
-                    self._source.to_json(), eos_token=self._stop_tokens or None
-                )
+                self._tokenizer = open_vocabulary(library, self._source, self._stop_tokens)
             except Exception as error:  # the library raises what it likes
                 raise ConstraintMissingError(
-                    f"this model's tokenizer cannot be held to a form: {_first_line(str(error))}", kind=kind
+                    f"this model's tokenizer cannot be held to a form: {first_line(str(error))}", kind=kind
                 ) from error
             self._tokens = TokenBytes(library, self._tokenizer)
         return self._tokenizer
@@ -344,31 +312,3 @@ def _library(kind: AnswerFormKind) -> Any:
             kind=kind,
             hint="Install it with: pip install llguidance (there are wheels for x86-64 and 64-bit ARM)",
         ) from error
-
-
-def _source(library: Any, form: AnswerForm) -> str:
-    """`form` in the library's own notation."""
-    try:
-        form.text.encode()
-        match form.kind:
-            case "json_schema":
-                made = library.LLMatcher.grammar_from_json_schema(
-                    form.text, defaults={"whitespace_flexible": False}
-                )
-            case "regex":
-                made = library.LLMatcher.grammar_from_regex(form.text)
-            case "choices":
-                made = library.LLMatcher.grammar_from_lark(
-                    "start: " + " | ".join(json.dumps(choice) for choice in json.loads(form.text))
-                )
-            case "grammar":
-                made = library.LLMatcher.grammar_from_lark(form.text)
-    except ValueError as error:  # a lone surrogate is one too
-        raise ConstraintError(
-            f"{_NAMES[form.kind]} cannot be followed: {_first_line(str(error))}", kind=form.kind
-        ) from error
-    return str(made)
-
-
-def _first_line(message: str) -> str:
-    return message.strip().partition("\n")[0][:300] or "no reason is given"

@@ -24,6 +24,9 @@ from edgeslm.errors import InferenceError
 from edgeslm.runtime.buckets import HIDDEN, Bucket, Signature, find_buckets, plan_chunks
 from edgeslm.runtime.executor import Arrays, GraphExecutor, Logits
 
+LEAST_COMMON = 16
+"""Fewer tokens in common with the last sequence are computed anew: that costs one short call."""
+
 __all__ = ["Engine", "KvEngine", "KvState", "plan_chunks"]
 
 
@@ -32,12 +35,17 @@ class KvState:
     """The caches of a sequence, to take it up again later.
 
     Attributes:
-        position: tokens in it.
+        tokens: the sequence.
         caches: the filled part of each cache; not to be written to.
     """
 
-    position: int
+    tokens: tuple[int, ...]
     caches: Arrays
+
+    @property
+    def position(self) -> int:
+        """Tokens in it."""
+        return len(self.tokens)
 
     @property
     def size_bytes(self) -> int:
@@ -81,6 +89,12 @@ class Engine(Protocol):
         ``None``, and nothing appended, where the graph cannot or they are too many for it.
         """
 
+    def resume(self, tokens: Sequence[int]) -> int:
+        """Forget all but what the sequence has in common with the beginning of `tokens`; how many these are.
+
+        At least one of `tokens` is left to compute. 0 where too little is in common, or what is can't be had anymore.
+        """
+
     def export_state(self) -> KvState:
         """A copy of the sequence's caches."""
 
@@ -98,6 +112,8 @@ class KvEngine:
         self._bucket = buckets[0]
         self._longest = buckets[-1]
         self._position = 0
+        self._held: list[int] = []
+        """The tokens at each position; what is beyond the position may be stale."""
         self._furthest = 0
         """One past the furthest place ever written in this sequence, padding included."""
         self._token = np.zeros((1, 1), np.int32)
@@ -150,9 +166,7 @@ class KvEngine:
         longest = self._longest
         rings = [ring.places for ring in longest.decode.rings]
         start = 0
-        for taken in plan_chunks(
-            len(tokens), self._position, longest.context, list(longest.prefill), rings
-        ):
+        for taken in plan_chunks(len(tokens), self._position, longest.context, list(longest.prefill), rings):
             if should_stop is not None and should_stop():
                 return
             chunk = tokens[start : start + taken]
@@ -181,6 +195,7 @@ class KvEngine:
             if mask.ring_input is not None:
                 inputs[mask.ring_input] = (positions % mask.places).astype(np.int32)
         logits = self._executor.run(signature.name, inputs)
+        self._held[position:] = chunk
         self._position = position + len(chunk)
         self._furthest = max(self._furthest, position + count)
         return logits
@@ -209,6 +224,7 @@ class KvEngine:
         logits = self._executor.run(decode.name, inputs)
         if logits is None:
             raise InferenceError(f"'{decode.name}' gave no logits")
+        self._held[position:] = [token]
         self._position = position + 1
         self._furthest = max(self._furthest, self._position)
         return logits
@@ -234,13 +250,26 @@ class KvEngine:
         """
         if not 0 <= position <= self._position:
             raise InferenceError(f"the cache holds {self._position} tokens, not {position}")
-        rings = self._bucket.decode.rings
-        overwritten = any(self._furthest > ring.places for ring in rings)
-        if overwritten and self._furthest - position > self._bucket.slack():
+        if not self._can_rewind(position):
             raise InferenceError(
                 f"the cache no longer holds what {position} tokens need: it went on to {self._furthest}"
             )
         self._position = position
+
+    def _can_rewind(self, position: int) -> bool:
+        """Whether no ring has overwritten what is seen from `position`."""
+        overwritten = any(self._furthest > ring.places for ring in self._bucket.decode.rings)
+        return not overwritten or self._furthest - position <= self._bucket.slack()
+
+    def resume(self, tokens: Sequence[int]) -> int:
+        """See :meth:`Engine.resume`."""
+        most = min(self._position, len(tokens) - 1)
+        common = next((at for at in range(most) if self._held[at] != tokens[at]), max(most, 0))
+        if common < LEAST_COMMON or not self._can_rewind(common):
+            self.reset()
+            return 0
+        self._position = common
+        return common
 
     @property
     def verify_limit(self) -> int:
@@ -255,9 +284,7 @@ class KvEngine:
         """
         self._room_for(len(tokens))
         longest = self._longest.verify
-        size = min(
-            (n for n in longest if len(tokens) <= n and longest[n].fits(self._position)), default=None
-        )
+        size = min((n for n in longest if len(tokens) <= n and longest[n].fits(self._position)), default=None)
         if size is None:
             return None
         signature = self._use(self._position + size).verify.get(size)
@@ -275,7 +302,7 @@ class KvEngine:
             filled = [slice(None)] * cache.ndim
             filled[axis] = slice(min(self._position, cache.shape[axis]))
             caches[name] = cache[tuple(filled)].copy()
-        return KvState(self._position, caches)
+        return KvState(tuple(self._held[: self._position]), caches)
 
     def import_state(self, state: KvState) -> None:
         """Take up the sequence that `state` holds in place of the present one.
@@ -288,6 +315,7 @@ class KvEngine:
             raise InferenceError(f"a state of {state.position} tokens is not of this graph")
         self._use(state.position)
         self._executor.write_caches(state.caches)
+        self._held = list(state.tokens)
         self._position = self._furthest = state.position
 
 

@@ -23,6 +23,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edgeslm.errors import InferenceError, ModelLoadError
+from edgeslm.procfs import cpu_flags
 from edgeslm.runtime.backend import (
     Runtime,
     check_flatbuffer,
@@ -36,10 +37,12 @@ Logits = npt.NDArray[np.float32]
 Arrays = dict[str, npt.NDArray[Any]]
 log = logging.getLogger(__name__)
 
+_IN_MEMORY = ":memory"
+"""XNNPACK's name for a cache that is no file: without any, each signature would pack the weights for itself."""
 _COMPILED_MODULE = "ai_edge_litert.compiled_model"
-_NO_ACCELERATORS = "/nonexistent"
-"""Where accelerators are looked for. ai-edge-litert 2.3 loads every one that lies beside it, wanted or not, and that of
-WebGPU ends the process with SIGILL on processors without LSE atomics: Cortex-A53 and A72, so Pi 3, 4 and Zero 2 W."""
+_ACCELERATOR = "libLiteRtWebGpuAccelerator.so"
+"""``CompiledModel`` of ai-edge-litert 2.3 loads it wherever it lies beside it, wanted or not, and it ends the process
+with SIGILL on processors without LSE atomics: Cortex-A53 and A72, so Raspberry Pi 3, 4 and Zero 2 W."""
 
 
 class GraphExecutor(Protocol):
@@ -178,23 +181,21 @@ class CompiledExecutor:
         """Open the graph.
 
         Args:
-            weight_cache: file for XNNPACK's packed weights: written if missing, else mapped.
+            weight_cache: file for XNNPACK's packed weights, written if missing, else mapped; without one they are in
+                memory.
 
         Raises:
             ModelLoadError: it can't be opened or is not of the convention.
         """
         self._path = path
-        self._shares_weights = True
         check_flatbuffer(path)
         hide_native_output_at_exit()
         module = importlib.import_module(_COMPILED_MODULE)
-        cpu = module.CpuOptions(num_threads=threads, xnnpack_weight_cache_path=str(weight_cache or ""))
+        cpu = module.CpuOptions(
+            num_threads=threads, xnnpack_weight_cache_path=str(weight_cache or _IN_MEMORY)
+        )
         try:
-            self._model = module.CompiledModel.from_file(
-                str(path),
-                options=module.Options(cpu_options=cpu),
-                environment=module.Environment.create(runtime_path=_NO_ACCELERATORS),
-            )
+            self._model = module.CompiledModel.from_file(str(path), options=module.Options(cpu_options=cpu))
             listed = self._model.get_signature_list()
         except (ValueError, RuntimeError) as error:
             raise ModelLoadError(
@@ -211,9 +212,7 @@ class CompiledExecutor:
         self._cache_shapes = _cache_shapes(self._shapes[start])
         self._allocate(start, _zeros(self._shapes[start]))
         # The finalizer holds the model, so that it outlives this object just long enough to go quietly.
-        weakref.finalize(
-            self, _release_quietly, (self._buffers, self._plain, self._caches), self._model
-        )
+        weakref.finalize(self, _release_quietly, (self._buffers, self._plain, self._caches), self._model)
 
     def _input_shapes(self, signature: str) -> dict[str, Shape]:
         details = self._model.get_input_tensor_details(signature)
@@ -226,11 +225,11 @@ class CompiledExecutor:
 
     @property
     def usable_signatures(self) -> tuple[str, ...]:
-        """All of them where packed weights are shared; else those of the longest context."""
-        return self.signatures if self._shares_weights else _longest(self._shapes)
+        """All of them: packed weights are shared."""
+        return self.signatures
 
     def _allocate(self, signature: str, contents: Arrays) -> None:
-        """Make the caches anew, in the shapes of `signature` and with `contents`; what used the old ones is bound anew."""
+        """Make the caches anew, in the shapes of `signature`, with `contents`; what used the old ones is bound anew."""
         self._buffers.clear()
         self._caches.clear()
         for name, content in contents.items():
@@ -294,9 +293,7 @@ class CompiledExecutor:
         """See :meth:`GraphExecutor.read_caches`."""
         return {
             name: buffer.read(int(np.prod(shape)), np.float32).reshape(shape)
-            for (name, buffer), shape in zip(
-                self._caches.items(), self._cache_shapes.values(), strict=True
-            )
+            for (name, buffer), shape in zip(self._caches.items(), self._cache_shapes.values(), strict=True)
         }
 
     def write_caches(self, parts: Arrays) -> None:
@@ -349,7 +346,21 @@ def has_compiled_model(runtime: Runtime) -> bool:
         module = importlib.import_module(_COMPILED_MODULE)
     except ImportError:
         return False
+    accelerator = Path(module.__file__ or "").parent / _ACCELERATOR
+    if is_deadly(accelerator, platform.machine(), cpu_flags()):
+        log.warning("%s would end this process on this processor; without it prompts are faster", accelerator)
+        return False
     return hasattr(module, "CpuOptions") and hasattr(module.CompiledModel, "create_input_buffer_by_name")
+
+
+def is_deadly(accelerator: Path, machine: str, flags: frozenset[str] | None) -> bool:
+    """Whether an accelerator that lies beside the runtime would end the process.
+
+    Args:
+        machine: as ``uname -m`` calls it.
+        flags: of the processor, as far as they are known.
+    """
+    return machine == "aarch64" and "atomics" not in (flags or ()) and accelerator.exists()
 
 
 class WeightCache:

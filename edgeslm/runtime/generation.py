@@ -19,6 +19,7 @@ from edgeslm.errors import BadRequestError
 from edgeslm.runtime.constraint import Grammar
 from edgeslm.runtime.engine import Engine
 from edgeslm.runtime.executor import Logits
+from edgeslm.runtime.prefix_cache import PrefixCache
 from edgeslm.runtime.sampling import SamplingSettings, TokenSampler
 from edgeslm.runtime.speculation import Copies, EarlierAnswers, Pace
 from edgeslm.runtime.tokenizer import TextStream, Tokenizer, TokenText
@@ -62,6 +63,7 @@ class Generation:
         forced_tokens: tokens that the form left no choice about, and the model was not asked for.
         guessed_tokens: tokens that were guessed and checked.
         confirmed_tokens: of these, the ones that were right.
+        cached_tokens: tokens of the prompt that were known and not computed.
         closed: of an answer with a form that was cut short, whether its text has the form all the same.
     """
 
@@ -76,6 +78,7 @@ class Generation:
     forced_tokens: int = 0
     guessed_tokens: int = 0
     confirmed_tokens: int = 0
+    cached_tokens: int = 0
     closed: bool | None = None
 
 
@@ -127,8 +130,9 @@ def generate(
     should_stop: ShouldStop = _never,
     pace: Pace | None = None,
     earlier: EarlierAnswers | None = None,
+    prefixes: PrefixCache | None = None,
 ) -> Generation:
-    """Answer `prompt_ids` from an empty cache.
+    """Answer `prompt_ids`.
 
     Args:
         prompt_ids: at least one; with `max_tokens` they have to fit into the engine's context.
@@ -136,6 +140,7 @@ def generate(
         should_stop: see :data:`ShouldStop`.
         pace: what was measured with this engine so far.
         earlier: earlier answers to guess from; this one is added.
+        prefixes: what is known of prompts that begin alike; without it everything is computed anew.
 
     Raises:
         BadRequestError: a token of the prompt is none that the model knows.
@@ -147,7 +152,7 @@ def generate(
         raise BadRequestError(
             f"token id {unknown} is none of the {tokenizer.vocab_size} that the model knows"
         )
-    writer = _Writer(engine, tokenizer, settings, on_text, should_stop, pace or Pace())
+    writer = _Writer(engine, tokenizer, settings, on_text, should_stop, pace or Pace(), prefixes)
     generation = writer.write(prompt_ids, earlier)
     if earlier is not None:
         earlier.add(generation.token_ids)
@@ -165,8 +170,11 @@ class _Writer:
         on_text: OnText | None,
         should_stop: ShouldStop,
         pace: Pace,
+        prefixes: PrefixCache | None,
     ) -> None:
         self._engine = engine
+        self._prefixes = prefixes
+        self._cached = 0
         self._settings = settings
         self._on_text = on_text
         self._should_stop = should_stop
@@ -189,7 +197,6 @@ class _Writer:
 
     def write(self, prompt_ids: Sequence[int], earlier: EarlierAnswers | None) -> Generation:
         started = time.perf_counter()
-        self._engine.reset()
         self._begin(prompt_ids, earlier)
         prefilled = time.perf_counter()
         while self._reason is None:
@@ -209,6 +216,7 @@ class _Writer:
             forced_tokens=self._forced,
             guessed_tokens=self._guessed,
             confirmed_tokens=self._confirmed,
+            cached_tokens=min(self._cached, len(prompt_ids)),
             closed=closed,
         )
 
@@ -219,12 +227,25 @@ class _Writer:
         begun = [*prompt_ids, *forced]
         if self._engine.verify_limit:
             self._copies = Copies(*(earlier.all() if earlier is not None else ()), prompt_ids)
+        if self._prefixes is None or self._is_all(forced):
+            self._engine.reset()
         if not self._is_all(forced):
-            self._engine.prefill(begun[:-1], lambda: self._should_stop() is not None)
+            self._compute(begun)
         self._pending = begun[-1:]
         self._reason = self._should_stop()
         if self._reason is None:
             self._take_forced(forced)
+
+    def _compute(self, begun: Sequence[int]) -> None:
+        """Bring the engine to hold all of `begun` but the last."""
+
+        def stop() -> bool:
+            return self._should_stop() is not None
+
+        if self._prefixes is None:
+            self._engine.prefill(begun[:-1], stop)
+        else:
+            self._cached = self._prefixes.prefill(self._engine, begun, stop)
 
     def _is_all(self, forced: Sequence[int]) -> bool:
         """Whether `forced` is the whole answer: then the model need not be asked at all."""

@@ -20,10 +20,12 @@ import edgeslm
 from edgeslm.errors import InferenceError, ModelLoadError, ProofError, RuntimeMissingError
 from edgeslm.procfs import memory_kib
 from edgeslm.runtime.backend import Runtime, choose_runtime, native_output_hidden
-from edgeslm.runtime.constraint import AnswerForm, GrammarCompiler, form_of
+from edgeslm.runtime.constraint import GrammarCompiler
+from edgeslm.runtime.constraint_form import AnswerForm, form_of
 from edgeslm.runtime.engine import Engine, KvEngine
 from edgeslm.runtime.executor import CompiledExecutor, SignatureExecutor, WeightCache, has_compiled_model
 from edgeslm.runtime.generation import Generation, GenerationSettings, OnText, ShouldStop, generate
+from edgeslm.runtime.prefix_cache import PrefixCache
 from edgeslm.runtime.prompt import PromptEncoder
 from edgeslm.runtime.sampling import SamplingSettings
 from edgeslm.runtime.speculation import EarlierAnswers, Pace
@@ -130,6 +132,7 @@ class LoadedModel:
         self._forms = GrammarCompiler(self._tokenizer, manifest.stop_tokens)
         self._pace = Pace()
         self._earlier = EarlierAnswers()
+        self._prefixes = PrefixCache(self.fingerprint)
         self.load_s = time.perf_counter() - started
 
     def set_threads(self, threads: int) -> None:
@@ -147,6 +150,21 @@ class LoadedModel:
     def name(self) -> str:
         """Name and version."""
         return f"{self.installed.manifest.name}@{self.installed.manifest.version}"
+
+    @property
+    def fingerprint(self) -> str:
+        """Names the graph in use by its content."""
+        return self.installed.manifest.files[self.graph.file].sha256
+
+    @property
+    def engine(self) -> Engine:
+        """What computes, with the cache of the last prompt; :meth:`set_threads` replaces it."""
+        return self._engine
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """The package's tokenizer."""
+        return self._tokenizer
 
     @property
     def graph_file(self) -> str:
@@ -222,6 +240,7 @@ class LoadedModel:
             should_stop=should_stop if should_stop is not None else _no_reason,
             pace=self._pace,
             earlier=self._earlier,
+            prefixes=self._prefixes,
         )
         return Answer(generation, self._parse(generation, form))
 

@@ -10,6 +10,8 @@ import numpy.typing as npt
 from edgeslm.errors import InferenceError
 from edgeslm.runtime.executor import Logits
 
+_FEW = 1024
+
 
 @dataclass(frozen=True)
 class SamplingSettings:
@@ -67,12 +69,21 @@ class TokenSampler:
         if 0 < self._settings.top_k < scores.size:
             ids = np.argpartition(scores, -self._settings.top_k)[-self._settings.top_k :]
             scores = scores[ids]
-        order = np.argsort(-scores, kind="stable")
-        ids, scores = ids[order], scores[order]
-        weights = np.exp(scores - scores[0])
+        weights = np.exp(scores - scores.max())
         weights /= weights.sum()
         if self._settings.top_p < 1.0:
+            order = _likeliest(weights, self._settings.top_p)
             # The token that crosses the threshold stays in: there is always at least one.
-            kept = int(np.searchsorted(np.cumsum(weights), self._settings.top_p)) + 1
-            ids, weights = ids[:kept], weights[:kept] / weights[:kept].sum()
+            kept = order[: int(np.searchsorted(np.cumsum(weights[order]), self._settings.top_p)) + 1]
+            ids, weights = ids[kept], weights[kept] / weights[kept].sum()
         return int(ids[random.choice(ids.size, p=weights)])
+
+
+def _likeliest(weights: npt.NDArray[np.float64], share: float) -> npt.NDArray[np.int64]:
+    """Places of the largest weights in falling order, as many as hold `share` of the whole or more."""
+    if weights.size > 4 * _FEW:
+        # Mostly a few hold it, and sorting a large vocabulary takes as long as a small model's step.
+        few = np.argpartition(weights, -_FEW)[-_FEW:]
+        if weights[few].sum() >= share:
+            return few[np.argsort(-weights[few], kind="stable")]
+    return np.argsort(-weights, kind="stable")

@@ -59,15 +59,14 @@ class Pace:
         Raises:
             InferenceError: what the engine raises.
         """
-        *known, last = tokens
-        if known and not self._are_slower_together(len(known)):
+        if len(tokens) > 1 and not self._are_slower_together(len(tokens)):
             started = time.perf_counter()
-            engine.prefill(known)
-            self._known.setdefault(len(known).bit_length(), Average()).add(time.perf_counter() - started)
-        else:
-            for token in known:
-                self._timed_step(engine, token)
-        return self._timed_step(engine, last)
+            logits = engine.append(tokens)
+            self._known.setdefault(len(tokens).bit_length(), Average()).add(time.perf_counter() - started)
+            return logits
+        for token in tokens[:-1]:
+            self._timed_step(engine, token)
+        return self._timed_step(engine, tokens[-1])
 
     def _timed_step(self, engine: Engine, token: int) -> Logits:
         started = time.perf_counter()

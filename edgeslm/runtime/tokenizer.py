@@ -6,6 +6,7 @@ decoded token by token: :class:`TextStream` gives out only what later tokens can
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -55,6 +56,29 @@ class Tokenizer:
         """The tokenizer as its file has it, without padding and truncation."""
         text: str = self._tokenizer.to_str()
         return text
+
+    def vocabulary(self) -> dict[str, int]:
+        """Ids of all tokens by their names, which are not what they say: a space may be called U+2581 or U+0120."""
+        found: dict[str, int] = self._tokenizer.get_vocab(with_added_tokens=True)
+        return found
+
+    def added_tokens(self) -> dict[int, str]:
+        """Tokens that stand for their own text, special ones included."""
+        return {
+            int(token): added.content for token, added in self._tokenizer.get_added_tokens_decoder().items()
+        }
+
+    def special_ids(self) -> frozenset[int]:
+        """Ids of the tokens that are no text."""
+        added = self._tokenizer.get_added_tokens_decoder()
+        return frozenset(int(token) for token, found in added.items() if found.special)
+
+    def decoder_steps(self) -> list[dict[str, Any]]:
+        """How token names become text, step by step, in the words of the tokenizer file."""
+        if self._tokenizer.decoder is None:
+            return []
+        found = json.loads(self._tokenizer.decoder.__getstate__())
+        return list(found["decoders"]) if found.get("type") == "Sequence" else [found]
 
     def special_tokens(self) -> frozenset[str]:
         """Texts that encode to a special token: a prompt from outside must not contain them."""

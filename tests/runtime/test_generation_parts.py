@@ -82,6 +82,26 @@ def test_top_p_drops_the_tail():
     assert {sampler.choose(logits) for _ in range(300)} == {0, 1}
 
 
+@given(st.integers(0, 2**32), st.sampled_from([0.3, 0.9, 0.999]))
+def test_top_p_of_a_large_vocabulary_keeps_the_same_tokens_as_sorting_all_of_it(seed, top_p):
+    logits = np.random.default_rng(seed).normal(0, 4, 9000).astype(np.float32)
+    weights = np.exp(logits.astype(np.float64) - logits.max())
+    order = np.argsort(-weights, kind="stable")
+    kept = set(order[: np.searchsorted(np.cumsum(weights[order]) / weights.sum(), top_p) + 1].tolist())
+    sampler = TokenSampler(SamplingSettings(1.0, top_p=top_p, seed=seed))
+    assert {sampler.choose(logits) for _ in range(20)} <= kept
+
+
+def test_only_what_is_allowed_is_chosen():
+    logits = np.array([0.1, 3.0, -1.0, 2.9], np.float32)
+    allowed = np.array([0, 2, 3, 7])
+    assert TokenSampler(SamplingSettings()).choose(logits, allowed) == 3
+    sampler = TokenSampler(SamplingSettings(5.0, seed=1))
+    assert {sampler.choose(logits, allowed) for _ in range(100)} == {0, 2, 3}
+    with pytest.raises(InferenceError):
+        sampler.choose(logits, np.array([9]))
+
+
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
 def test_logits_that_are_not_finite_are_an_error(bad):
     with pytest.raises(InferenceError):

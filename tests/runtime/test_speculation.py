@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 
 from edgeslm.models.package import parse_golden
 from edgeslm.runtime.backend import choose_runtime
-from edgeslm.runtime.constraint import GrammarCompiler, form_of
+from edgeslm.runtime.constraint import GrammarCompiler
+from edgeslm.runtime.constraint_form import form_of
 from edgeslm.runtime.engine import KvEngine
 from edgeslm.runtime.executor import SignatureExecutor
 from edgeslm.runtime.generation import GenerationSettings, generate
@@ -153,6 +154,7 @@ def test_known_tokens_are_computed_together_only_where_that_is_faster(executor):
         for _ in range(12):
             engine.reset()
             logits.append(pace.append(engine, [1, 5, 6, 7, 8]).copy())
+            pace.append(engine, [9])
         if prefill_s:
             assert 2 <= engine.prefills <= 4
         for other in logits[1:]:

@@ -1,0 +1,47 @@
+"""The same weights as a ``.litertlm`` file, for LiteRT-LM: ``python -m benchmarks.gemma.litertlm DIR``.
+
+DIR is where `benchmarks.gemma.convert` left its results. Needs `litert-lm-builder`.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from pathlib import Path
+from typing import Any
+
+from benchmarks.gemma.convert import CONTEXTS, NAME, PLAIN_GRAPH, STOP_TOKENS
+
+_BEGIN_TOKEN = 2
+
+
+def build(folder: Path) -> Path:
+    """Make the file in `folder`; returns its path."""
+    builder_module: Any = importlib.import_module("litert_lm_builder.litertlm_builder")
+    metadata_module: Any = importlib.import_module("litert_lm_builder.runtime.proto.llm_metadata_pb2")
+    types_module: Any = importlib.import_module("litert_lm_builder.runtime.proto.llm_model_type_pb2")
+    metadata = metadata_module.LlmMetadata()
+    metadata.start_token.token_ids.ids.append(_BEGIN_TOKEN)
+    for token in STOP_TOKENS:
+        metadata.stop_tokens.add().token_ids.ids.append(token)
+    metadata.max_num_tokens = max(CONTEXTS)
+    metadata.llm_model_type.CopyFrom(types_module.LlmModelType(generic_model=types_module.GenericModel()))
+    described = folder / "llm-metadata.pb"
+    described.write_bytes(metadata.SerializeToString())
+    builder = builder_module.LitertLmFileBuilder()
+    builder.add_system_metadata(
+        builder_module.Metadata(key="Authors", value="edgeslm", dtype=builder_module.DType.STRING)
+    )
+    builder.add_llm_metadata(str(described))
+    builder.add_hf_tokenizer(str(folder / "tokenizer.json"))
+    builder.add_tflite_model(str(folder / PLAIN_GRAPH), builder_module.TfLiteModelType.PREFILL_DECODE)
+    path = folder / f"{NAME}.litertlm"
+    fresh = path.with_suffix(".partial")
+    with fresh.open("wb") as stream:
+        builder.build(stream)
+    fresh.replace(path)
+    return path
+
+
+if __name__ == "__main__":
+    print(build(Path(sys.argv[1])))
