@@ -11,7 +11,7 @@ ASYNCAPI_PARSER_VERSION := 3.6.3
 PYSPARKPLUG_VERSION := 0.6.1
 
 .PHONY: docs-contract test-contract test-node-red test-sparkplug
-.PHONY: help demo example-smart-home test check model bench docs-cli test-slow test-tflite test-mosquitto test-homeassistant clean distclean
+.PHONY: help demo example-smart-home test check model bench docs-cli test-slow test-service test-tflite test-mosquitto test-homeassistant clean distclean
 
 help:  ## List the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -34,6 +34,9 @@ check: $(VENV)/.dev  ## ruff, mypy strict, import contract
 test-slow: $(VENV)/.dev  ## Tests that need minutes
 	@$(BIN)/python -m pytest -m slow --timeout 1200 $(ARGS)
 
+test-service: $(VENV)/.dev  ## The service under a real systemd, in namespaces of its own (root; else it is skipped)
+	@$(BIN)/python -m pytest -m slow --timeout 900 tests/slow/test_service.py tests/slow/test_install_arm64.py $(ARGS)
+
 test-tflite: .venv-tflite/.ready  ## The runtime and agent tests on tflite-runtime 2.14 (Python 3.11, numpy 1)
 	@EDGESLM_RUNTIME=tflite-runtime .venv-tflite/bin/python -m pytest tests/runtime tests/agent tests/models $(ARGS)
 
@@ -45,7 +48,8 @@ test-mosquitto: $(VENV)/.dev  ## The tests that use a real mosquitto (`make test
 test-homeassistant: $(VENV)/.dev .venv-homeassistant/.ready  ## The device in a real Home Assistant (Python 3.13, 630 MB once)
 	@.venv-homeassistant/bin/python -m pytest --noconftest -c setup.cfg tests/agent/test_discovery.py
 	@EDGESLM_HOMEASSISTANT=.venv-homeassistant/bin/python $(BIN)/python -m pytest -m slow --timeout 900 \
-	  tests/slow/test_homeassistant.py tests/slow/test_homeassistant_fleet.py $(ARGS)
+	  tests/slow/test_homeassistant.py tests/slow/test_homeassistant_fleet.py \
+	  tests/slow/test_homeassistant_assist.py $(ARGS)
 
 bench: $(VENV)/.dev  ## The figures: python -m benchmarks.agent --json
 	@$(BIN)/python -m benchmarks.agent $(ARGS)
@@ -130,9 +134,14 @@ endef
 .venv-homeassistant/.ready: Makefile
 	@command -v $(or $(PYTHON313),python3.13) >/dev/null || \
 	  { echo "Home Assistant needs Python 3.13. Name one with: make PYTHON313=/path/to/python3.13" >&2; exit 2; }
+	@$(or $(PYTHON313),python3.13) -c 'import sys; sys.exit(sys.version_info < (3, 13, 2))' || \
+	  { echo "Home Assistant needs Python 3.13.2 or later; $$(command -v $(or $(PYTHON313),python3.13)) is older." \
+	    "Name another with: make PYTHON313=/usr/bin/python3.13" >&2; exit 2; }
 	@test -x .venv-homeassistant/bin/python || $(or $(PYTHON313),python3.13) -m venv .venv-homeassistant
 	@.venv-homeassistant/bin/python -m pip install --quiet --disable-pip-version-check \
-	  'homeassistant>=2026.2,<2027' paho-mqtt pydantic pytest pytest-timeout hypothesis >&2
+	  'homeassistant>=2026.2,<2027' pydantic pytest pytest-timeout hypothesis >&2
+	@.venv-homeassistant/bin/python benchmarks/home_assistant_needs.py mqtt wyoming | \
+	  .venv-homeassistant/bin/python -m pip install --quiet --disable-pip-version-check -r /dev/stdin >&2
 	@touch $@
 
 comma := ,

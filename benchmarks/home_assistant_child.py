@@ -1,6 +1,6 @@
-"""A headless Home Assistant with nothing but its MQTT integration: orders on stdin, answers on stdout, a line each.
+"""A headless Home Assistant with its MQTT integration and what it is told to add. Orders on stdin, answers on stdout.
 
-Run by the Python of an environment that has ``homeassistant``, which need not have edgeslm:
+Each is a line. Run by the Python of an environment that has ``homeassistant``, which need not have edgeslm:
 ``python home_assistant_child.py CONFIG_DIR MQTT_PORT HTTP_PORT [CA CERTIFICATE KEY]``. Where it is run again over the
 same directory it knows its entities and their last states, as after a restart.
 """
@@ -55,6 +55,7 @@ async def make(config_dir: str, port: int, http_port: int, identity: dict[str, s
         "homeassistant": {},
         "http": {"http": {"server_host": ["127.0.0.1"], "server_port": http_port}},
         "mqtt": {},
+        **{domain: {} for domain in hass.config_entries.async_domains()},
     }
     for domain, config in components.items():
         if not await async_setup_component(hass, domain, config):
@@ -98,6 +99,35 @@ async def devices(hass: Any, _: dict[str, Any]) -> Any:
     return [{"name": device.name, "model": device.model, "sw_version": device.sw_version} for device in found]
 
 
+async def flow(hass: Any, order: dict[str, Any]) -> Any:
+    """Add an integration as a person does: what its form says, with one set of answers."""
+    shown = await hass.config_entries.flow.async_init(order["domain"], context={"source": "user"})
+    told = await hass.config_entries.flow.async_configure(shown["flow_id"], order["data"])
+    await hass.async_block_till_done()
+    entry = told.get("result")
+    return {
+        "step": shown["step_id"],
+        "type": str(told["type"].value),
+        "title": told.get("title"),
+        "errors": told.get("errors"),
+        "state": None if entry is None else str(entry.state.value),
+    }
+
+
+async def converse(hass: Any, order: dict[str, Any]) -> Any:
+    """Say something to a conversation agent, as Assist does, and what it replies."""
+    data = {"text": order["text"], "agent_id": order["agent"], "language": order["language"]}
+    told = await hass.services.async_call(
+        "conversation", "process", data, blocking=True, return_response=True
+    )
+    return json.loads(json.dumps(told, default=str))
+
+
+async def agents(hass: Any, _: dict[str, Any]) -> Any:
+    """All conversation agents that are entities."""
+    return [state.entity_id for state in hass.states.async_all("conversation")]
+
+
 async def call(hass: Any, order: dict[str, Any]) -> Any:
     """Do what a person does in the user interface."""
     await hass.services.async_call(order["domain"], order["service"], order["data"], blocking=True)
@@ -112,6 +142,9 @@ async def main(config_dir: str, port: int, http_port: int, identity: dict[str, s
         "states": states,
         "devices": devices,
         "call": call,
+        "flow": flow,
+        "converse": converse,
+        "agents": agents,
     }
     hass = await make(config_dir, port, http_port, identity)
     loop = asyncio.get_running_loop()

@@ -116,6 +116,23 @@ class HomeAssistant:
         order = {"do": "call", "domain": domain, "service": service, "data": {"entity_id": entity_id, **data}}
         self._do(order)
 
+    def add(self, domain: str, **data: Any) -> dict[str, Any]:
+        """Add an integration by its form; what came of it."""
+        told: dict[str, Any] = self._do({"do": "flow", "domain": domain, "data": data})
+        return told
+
+    def agents(self) -> list[str]:
+        """Conversation agents, but for its own."""
+        found: list[str] = self._do({"do": "agents"})
+        return [name for name in found if name != "conversation.home_assistant"]
+
+    def say(self, text: str, agent: str, language: str = "en") -> dict[str, Any]:
+        """Say something to a conversation agent; its reply."""
+        told: dict[str, Any] = self._do(
+            {"do": "converse", "text": text, "agent": agent, "language": language}
+        )
+        return told
+
     def _do(self, order: dict[str, Any]) -> Any:
         if self._process is None or self._process.stdin is None:
             raise MeasurementError("Home Assistant does not run")
@@ -148,8 +165,13 @@ class Device:
         self._port = port
         self._process: subprocess.Popen[bytes] | None = None
 
-    def start(self, *, enabled: bool = True) -> None:
-        """Start it; it is online some time later."""
+    def start(self, *, enabled: bool = True, **homeassistant: Any) -> None:
+        """Start it; it is online some time later.
+
+        Args:
+            enabled: it shows itself.
+            homeassistant: more settings of that name.
+        """
         settings = {
             "fleet": FLEET,
             "device": DEVICE,
@@ -158,7 +180,7 @@ class Device:
             "threads": 1,
             "metrics": {"interval_s": 3600},
             "budget": {"windows": [{"name": "day", "limit": "100 MJ", "over": "1d"}]},
-            "homeassistant": {"enabled": enabled},
+            "homeassistant": {"enabled": enabled, **homeassistant},
         }
         self._path.write_text(yaml.safe_dump(settings))
         command = [sys.executable, "-m", "edgeslm", "agent", "run", "--config", str(self._path)]

@@ -60,6 +60,7 @@ def _receipt(
     queue_ms = queue_s * 1e3
     return Receipt(
         prompt_tokens=generation.prompt_tokens,
+        cached_tokens=generation.cached_tokens,
         completion_tokens=len(generation.token_ids),
         queue_ms=round(queue_ms, 3),
         ttft_ms=None if first_s is None else round(queue_ms + first_s * 1e3, 3),

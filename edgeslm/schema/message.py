@@ -18,7 +18,7 @@ MAX_PROMPT_CHARS = 32_768
 MAX_BODY_BYTES = 262_144
 """Largest message body that is parsed at all."""
 MAX_CPU_FEATURES = 512
-MAX_SCHEMA_CHARS = 32_768
+MAX_SCHEMA_CHARS = 16_384
 """Longest JSON Schema or grammar that an answer can be held to, a schema as compact JSON."""
 MAX_SCHEMA_DEPTH = 64
 MAX_REGEX_CHARS = 4_096

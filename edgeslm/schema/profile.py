@@ -116,11 +116,13 @@ DebianName = Annotated[str, StringConstraints(max_length=300), AfterValidator(_d
 """A Debian package, or several of which one is enough, as in Debian's control files: ``chromium | firefox-esr``."""
 HostName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9._:-]{1,253}$")]
 """Name or address of a host."""
+CARD: Final = "card"
+"""A partition of its own on the card, instead of another block device."""
 BlockDevice = Annotated[
     str,
-    StringConstraints(pattern=r"^((PART)?(LABEL|UUID)=[A-Za-z0-9_.-]{1,64}|/dev/[a-z0-9/_-]{1,64})$"),
+    StringConstraints(pattern=r"^(card|(PART)?(LABEL|UUID)=[A-Za-z0-9_.-]{1,64}|/dev/[a-z0-9/_-]{1,64})$"),
 ]
-"""A block device as fstab names it."""
+"""``card``, or a block device as fstab names it."""
 
 
 class BoardNeeds(FileModel):
@@ -403,7 +405,8 @@ class Profile(FileModel):
         hdmi, leds: whether the outputs for monitors, and the lights, are powered.
         read_only_root: whether the root is mounted read-only. The agent's state must lie elsewhere then:
             `state_device`.
-        state_device: block device, as in fstab, that holds the agent's state.
+        state_device: what holds the agent's state: ``card`` for a partition of its own on the card, which an image
+            can be prepared with, or a block device as in fstab, which none can so far.
         packages: Debian packages that have to be in the image already; nothing is installed.
         broker: of a device without a claim.
         models: packages to serve, the first by default: ``builtin:NAME``, ``release:NAME`` or

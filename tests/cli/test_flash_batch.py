@@ -188,7 +188,7 @@ def test_each_card_has_its_own_name_and_claim_and_all_get_labels(
         assert name in page
         assert claim["secret"] not in page
         assert claim["secret"] not in shown + told + (tmp_path / "sd.img.batch.json").read_text("utf-8")
-    assert not list(Path(os.environ.get("TMPDIR", "/tmp")).glob("edgeslm-batch-*/sd.img*"))
+    assert not list(tmp_path.glob(".*"))
 
 
 def test_a_batch_that_was_killed_goes_on_with_new_claims_for_what_was_not_done(
@@ -209,12 +209,14 @@ def test_a_batch_that_was_killed_goes_on_with_new_claims_for_what_was_not_done(
         process.communicate(timeout=60)
         time.sleep(0.3)
         assert list(kept) == ["a1"]
+    assert len(list(state.parent.glob(".state.json.work/a2/*"))) >= 1
     lost = {card["name"]: card["claim"] for card in json.loads(state.read_text("utf-8"))["cards"]}["a2"]
     assert "there already" in command(*words, "--names", "a1..a2", code=2)[1]
     with person(state, reader, before=("a1",)) as later:
         shown, _ = command(*words, "--resume")
         time.sleep(0.3)
     assert "2 of 2 cards are done" in shown
+    assert not list(state.parent.glob(".*"))
     assert claims_of(fleet)[lost] == "revoked"
     assert claim_on(later["a2"])["claim"] != lost
     assert claims_of(fleet)[claim_on(later["a2"])["claim"]] == "open"
