@@ -52,7 +52,11 @@ def test_it_joins_by_itself_survives_a_cut_right_then_answers_reports_and_takes_
     porch.comes_online()
     porch.cut()
     # Whoever saw it come up for the first time may have unplugged it: what the first boot wrote has to be there.
-    assert len(porch.read("/etc/machine-id") or b"") == 33
+    card = porch.card()
+    assert card.size("/etc/machine-id") == 33
+    assert card.size("/var/lib/private/edgeslm/agent.db")
+    assert card.size("/var/lib/private/edgeslm/identity/current/device.key")
+    assert card.empty("/var/lib/private/edgeslm/identity") == []
     (listed,) = [one for one in rig.cli("fleet", "list", "--json") if one["name"] == "porch"]
     assert listed["state"] in {"joined", "online", "offline"}
 

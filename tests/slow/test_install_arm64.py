@@ -110,7 +110,6 @@ def test_the_launcher_runs_the_agent_and_its_model_on_arm64(root: Path, agent: P
         assert done.returncode == 0, (done.stdout, done.stderr)
         return done.stdout
 
-    assert on_board("--version").startswith("edgeslm, version ")
     config = json.loads(on_board("agent", "config", "--config", layout.SETTINGS))
     assert (config["device"], config["board"]) == ("porch", "generic-arm64")
     assert "Kitchen" in on_board("model", "run", "home-command", "turn on the kitchen light")

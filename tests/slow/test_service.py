@@ -234,11 +234,15 @@ def receipt_of(result: Result) -> Receipt:
 
 
 def draws(rig: FleetRig, power_w: float) -> None:
-    """Make sure that a prompt is accounted for by a meter that reads `power_w`; without one it is tens of watts."""
+    """Make sure that a meter that reads `power_w` has its say in receipts.
+
+    A prompt is shorter than most meters' period, so its share comes from the model of the board, which follows the
+    meter within some seconds; without one it says 40 W.
+    """
 
     def is_so() -> bool:
         receipt = receipt_of(answer(rig))
-        return receipt.meter != "estimated" and abs((receipt.power_w or 0) - power_w) < 0.4
+        return receipt.meter != "estimated" and abs((receipt.power_w or 0) - power_w) < 6
 
     wait_for(is_so, f"receipts of {power_w} W", 60)
 
@@ -276,7 +280,7 @@ set -eu
 mkdir -p /sys/class/hwmon/hwmon3
 cd /sys/class/hwmon/hwmon3
 echo ina226 > name
-echo 3500000 > power1_input
+echo 20000000 > power1_input
 """
 _COUNTERS = """
 set -eu
@@ -323,7 +327,7 @@ def assert_meters_are_read(machine: Machine, rig: FleetRig) -> None:
 
     machine.run("sh", "-c", _HWMON, check=True)
     with_unit(machine, "generic-arm64")
-    draws(rig, 3.5)
+    draws(rig, 20.0)
     machine.run("sh", "-c", "umount -l /sys/class; rm /usr/bin/vcgencmd /dev/vcio", check=True)
     with_unit(machine, "host")
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
@@ -33,6 +34,9 @@ MAP_SUFFIX = ".bmap"
 
 
 _ZEROS = bytearray(STEP_BYTES)
+_SLOW_S = 0.004
+"""What comes out of memory takes less for one step; else the next step is asked for ahead, which costs as much as it
+helps where it is in memory already."""
 
 
 @dataclass(frozen=True)
@@ -108,13 +112,14 @@ class RawImage:
         """
         buffer = aligned(STEP_BYTES)
         for index, run in enumerate(runs):
-            piece = Piece(run, None)
-            if not self._is_hole(run):
-                piece = Piece(run, buffer[: run.end - run.start])
-                self._fill(run.start, buffer[: run.end - run.start])
-            if index + 1 < len(runs):
+            if self._is_hole(run):
+                yield Piece(run, None)
+                continue
+            view, began_s = buffer[: run.end - run.start], time.monotonic()
+            self._fill(run.start, view)
+            if index + 1 < len(runs) and time.monotonic() - began_s > _SLOW_S:
                 self._fetch(runs[index + 1])
-            yield piece
+            yield Piece(run, view)
 
     def holds(self, run: Run, found: memoryview, into: bytearray) -> bool:
         """Whether `found` is what belongs into `run`.

@@ -42,12 +42,16 @@ class Written:
         written_bytes: that were written this time.
         kept_bytes: that an earlier write had left, and that were compared.
         verified_bytes: that were read back.
+        ready_s: until the first block was written: what was there emptied, and the card probed or compared.
+        write_s: from then until all but the head was on the medium.
+        verify_s: reading back, and writing the head.
     """
 
     image_bytes: int
     written_bytes: int
     kept_bytes: int
     verified_bytes: int
+    ready_s: float
     write_s: float
     verify_s: float
 
@@ -58,8 +62,13 @@ class _AnotherCardError(Exception):
 
 @dataclass
 class _Body:
-    """What writing all but the head came to."""
+    """What writing all but the head came to.
 
+    Attributes:
+        began_s: when the first block was written; ``None`` where none was.
+    """
+
+    began_s: float | None = None
     written_bytes: int = 0
     kept_bytes: int = 0
 
@@ -111,7 +120,8 @@ def write_image(
         written_bytes=body.written_bytes + len(image.head),
         kept_bytes=body.kept_bytes,
         verified_bytes=verified,
-        write_s=written_s - began_s,
+        ready_s=(written_s if body.began_s is None else body.began_s) - began_s,
+        write_s=0.0 if body.began_s is None else written_s - body.began_s,
         verify_s=clock() - written_s,
     )
 
@@ -189,8 +199,10 @@ def _write_runs(
             body.kept_bytes += length
             tell(pace.at(paced))
             continue
-        if not body.written_bytes and body.kept_bytes:
-            pace = Pace("writing", total_bytes, clock, done_bytes=paced - length)
+        if body.began_s is None:
+            body.began_s = clock()
+            if body.kept_bytes:
+                pace = Pace("writing", total_bytes, clock, done_bytes=paced - length)
         if piece.data is None:
             target.zero(piece.run.start, length)
         else:

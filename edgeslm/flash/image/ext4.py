@@ -279,13 +279,17 @@ class Ext4Tree:
                 raise TreeError(f"{lines[words.index(line)][:200]!r} is too long for debugfs", path="/")
         try:
             script.write_bytes(b"".join(line + b"\n" for line in words))
-            return run_tool(
+            said = run_tool(
                 ["debugfs", "-w", "-f", script.name, self.device], time_s=self.time_s, cwd=directory
             )
+            if self._reader.superblock.has_quotas:
+                # debugfs does not count what users take; e2fsck counts it anew.
+                run_tool(["e2fsck", "-fp", self.device], time_s=self.time_s, good=(0, 1))
         except OSError as error:
             raise self._error("write", "/", error.strerror or str(error)) from error
         except ToolFailedError as error:
             raise self._error("write", "/", str(error)) from error
+        return said
 
     def _wrong(self, path: str, entry: Entry, staged: Staged | None) -> str | None:
         """What is otherwise at `path` than it was written; ``None`` where nothing is."""

@@ -192,7 +192,7 @@ class Ext4Reader:
         (unused,) = struct.unpack_from("<H", descriptor, 28)
         if len(descriptor) >= 64:
             unused |= struct.unpack_from("<H", descriptor, 50)[0] << 16
-        return max(fs.inodes_per_group - unused, 0)
+        return max(fs.inodes_per_group - int(unused), 0)
 
     def _free_in(self, group: int, count: int) -> Iterator[tuple[int, int]]:
         """The free blocks of a group, counted from its first; its own bitmaps and inodes may be among them."""

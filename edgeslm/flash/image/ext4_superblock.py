@@ -15,15 +15,15 @@ from edgeslm.flash.image.window import Window
 
 _MAGIC = 0xEF53
 _FILETYPE, _RECOVER, _META_BG, _EXTENTS, _64BIT, _MMP, _FLEX_BG = 0x2, 0x4, 0x10, 0x40, 0x80, 0x100, 0x200
-_EA_INODE, _CSUM_SEED, _LARGE_DIR, _INLINE_DATA = 0x400, 0x2000, 0x4000, 0x8000
+_EA_INODE, _CSUM_SEED, _LARGE_DIR = 0x400, 0x2000, 0x4000
 _KNOWN = (
     _FILETYPE | _RECOVER | _META_BG | _EXTENTS | _64BIT | _MMP | _FLEX_BG
-    | _EA_INODE | _CSUM_SEED | _LARGE_DIR | _INLINE_DATA
+    | _EA_INODE | _CSUM_SEED | _LARGE_DIR
 )  # fmt: skip
 _SPARSE_SUPER, _BIGALLOC, _SHARED_BLOCKS, _ORPHAN_PRESENT = 0x1, 0x200, 0x4000, 0x10000
 _MIN_GROUP_BLOCKS = 256
 _CLEAN = 0x1
-_GDT_CSUM, _METADATA_CSUM = 0x10, 0x400
+_GDT_CSUM, _METADATA_CSUM, _QUOTA, _PROJECT_QUOTA = 0x10, 0x400, 0x100, 0x2000
 
 
 @dataclass(frozen=True)
@@ -34,6 +34,7 @@ class Superblock:
         reserved_blocks: of the free ones, those that only root may take.
         written_s: Unix time when it was last written.
         has_checksums: its groups may say that their bitmaps were never written.
+        has_quotas: it counts what users take.
         needs_repair: its journal has to be replayed, or it was not unmounted, or an error was found in it.
     """
 
@@ -51,6 +52,7 @@ class Superblock:
     first_meta_group: int | None
     sparse_super: bool
     has_checksums: bool
+    has_quotas: bool
     written_s: int
     needs_repair: bool
 
@@ -115,6 +117,7 @@ def read_superblock(window: Window) -> Superblock:
         first_meta_group=first_meta if incompatible & _META_BG else None,
         sparse_super=bool(read_only & _SPARSE_SUPER),
         has_checksums=bool(read_only & (_GDT_CSUM | _METADATA_CSUM)),
+        has_quotas=bool(read_only & (_QUOTA | _PROJECT_QUOTA)),
         written_s=written,
         needs_repair=bool(
             incompatible & _RECOVER or read_only & _ORPHAN_PRESENT or orphan or state & 3 != _CLEAN

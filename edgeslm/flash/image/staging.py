@@ -66,7 +66,7 @@ def stage(entry: Entry, directory: Path, index: int) -> Staged:
             (directory / name).symlink_to(path)
     except OSError as error:
         why = error.strerror or str(error)
-        raise TreeError(f"cannot read what {entry.path} is to hold: {why}", path=entry.path) from error
+        raise TreeError(f"cannot lay out what {entry.path} is to hold: {why}", path=entry.path) from error
     return Staged(name, digest.digest(), size)
 
 

@@ -19,7 +19,7 @@ import os
 import secrets
 import shutil
 import stat
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from pathlib import Path
 from typing import BinaryIO
 
@@ -283,6 +283,26 @@ class Disk:
             shutil.rmtree(place)
         else:
             place.unlink(missing_ok=True)
+
+    def prune(self, path: str, keep: Collection[str], mark: str) -> None:
+        """Take away all directories in the directory `path` but those of the names in `keep`.
+
+        Args:
+            mark: file in each of them that says that it is whole; it goes first.
+        """
+        with self._opened(path, (-1, -1)) as descriptor:
+            for name in os.listdir(descriptor):  # noqa: PTH208 - by a descriptor
+                if name in keep:
+                    continue
+                with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+                    inside = os.open(name, _DIRECTORY | os.O_NOFOLLOW, dir_fd=descriptor)
+                    try:
+                        with contextlib.suppress(FileNotFoundError):
+                            os.unlink(mark, dir_fd=inside)
+                        os.fsync(inside)
+                    finally:
+                        os.close(inside)
+                    shutil.rmtree(name, dir_fd=descriptor)
 
     def remove_file(self, path: str) -> None:
         """Take away a file or a link; a directory in its place stays, and what is not there is passed over."""

@@ -127,6 +127,11 @@ def install_lines(manifest: Manifest, plan: work.Plan, *, starts: bool) -> list[
         lines.append(
             f"join the fleet {manifest.fleet}" + (f" as {manifest.device}" if manifest.device else "")
         )
+    if plan.beside:
+        name = plan.beside.rpartition("/")[2]
+        lines.append(
+            f"leave {plan.beside}: two agents would run. End it with: systemctl disable --now {name}"
+        )
     if starts:
         lines.append(f"start {manifest.service}, now and whenever the board starts")
     return lines
@@ -235,6 +240,7 @@ def install_record(manifest: Manifest, plan: work.Plan, root: Path, *, done: boo
         "kept": list(plan.kept),
         "saved": [work.saved_name(path) for path in plan.saved],
         "obsolete": list(plan.obsolete),
+        "beside": plan.beside or None,
         "started": started,
     }
 

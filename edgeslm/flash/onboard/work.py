@@ -23,8 +23,12 @@ from .record import Known, is_as_installed, read_record
 
 RESERVE_BYTES = 64 * 2**20
 _BLOCK_BYTES = 4096
-_TRIAL = "trial.json"
+_CURRENT, _PREVIOUS, _VERSIONS, _TRIAL = "current", "previous", "versions", "trial.json"
+_MARK = "agent.json"
+"""As the launcher and :mod:`edgeslm.agent.installation` call them."""
 _READABLE = 0o044
+_BY_HAND = "/etc/systemd/system/edgeslm.service"
+"""As docs/agent.md has people call the unit that they write themselves."""
 
 Tell = Callable[[str], None]
 
@@ -39,6 +43,7 @@ class Plan:
         saved: settings that a person changed and that are replaced; they stay under another name.
         obsolete: files of the version before that this one does not have.
         before: version that was installed before; empty where none was.
+        beside: a unit for the agent that a person wrote; with both, two agents would run.
     """
 
     missing: tuple[Item, ...]
@@ -46,6 +51,7 @@ class Plan:
     saved: tuple[str, ...] = ()
     obsolete: tuple[str, ...] = ()
     before: str = ""
+    beside: str = ""
 
     @property
     def size_bytes(self) -> int:
@@ -97,6 +103,7 @@ def plan_install(manifest: Manifest, disk: Disk, *, replace_settings: bool = Fal
         saved=tuple(changed) if replace_settings else (),
         obsolete=tuple(sorted(obsolete)),
         before="" if record is None else record.edgeslm,
+        beside=_BY_HAND if disk.is_there(_BY_HAND) else "",
     )
     _check_room(plan, disk)
     return plan
@@ -148,8 +155,9 @@ def install(manifest: Manifest, plan: Plan, disk: Disk, open_bytes: Open, tell: 
         tell("making sure that it lasts")
         os.sync()
         last = [item for item in plan.missing if item.last and item.path != manifest.installed]
-        if any(item.kind == "symlink" and item.path.startswith(manifest.agent_root) for item in last):
-            disk.remove(f"{manifest.agent_root}/{_TRIAL}")  # what is put there by hand is not on trial
+        switches = [item for item in last if item.path == f"{manifest.agent_root}/{_CURRENT}"]
+        if switches:
+            _keep_a_way_back(manifest, disk, open_bytes)
         for item in last:
             disk.put(item, open_bytes, _owner(item, manifest, disk), synced=True)
         for path in plan.obsolete:
@@ -159,12 +167,25 @@ def install(manifest: Manifest, plan: Plan, disk: Disk, open_bytes: Open, tell: 
         for item in plan.missing:
             if item.path == manifest.installed:
                 disk.put(item, open_bytes, _owner(item, manifest, disk), synced=True)
+        if switches:
+            links = (disk.target(f"{manifest.agent_root}/{name}") for name in (_CURRENT, _PREVIOUS))
+            keep = {link.rpartition("/")[2] for link in links if link}
+            disk.prune(f"{manifest.agent_root}/{_VERSIONS}", keep, _MARK)
         os.sync()
     except OSError as error:
         raise OnboardError(
             f"{error.filename or disk.root}: {error.strerror or error}",
             "Running it again goes on where it stopped",
         ) from error
+
+
+def _keep_a_way_back(manifest: Manifest, disk: Disk, open_bytes: Open) -> None:
+    """Let the launcher know the version that ran; what is put there by hand is not on trial."""
+    before = disk.target(f"{manifest.agent_root}/{_CURRENT}")
+    disk.remove(f"{manifest.agent_root}/{_TRIAL}")
+    if before is not None:
+        item = Item(f"{manifest.agent_root}/{_PREVIOUS}", "symlink", target=before)
+        disk.put(item, open_bytes, _owner(item, manifest, disk), synced=True)
 
 
 def saved_name(path: str) -> str:

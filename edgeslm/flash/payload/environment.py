@@ -82,6 +82,7 @@ class Environment:
         name: of its directory, as the agent's own updates would call it.
         version: of the agent in it.
         sha256: of the archive.
+        python: of the board that it is for.
         directory: where it is to lie on the board.
         entries: all of it, from the directory to the launcher's link.
         launcher: the launcher that this version comes with.
@@ -91,6 +92,7 @@ class Environment:
     name: str
     version: str
     sha256: str
+    python: BoardPython
     directory: str
     entries: tuple[Entry, ...]
     launcher: bytes
@@ -133,6 +135,7 @@ def make_environment(archive: Path, python: BoardPython, directory: Path) -> Env
         name=name,
         version=manifest.version,
         sha256=found.sha256,
+        python=python,
         directory=where,
         entries=tuple(entries),
         launcher=launcher,

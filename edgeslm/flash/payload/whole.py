@@ -114,14 +114,15 @@ class Payload:
     size_bytes: int
 
 
-def check_agent(archive: Path, system: BoardSystem) -> None:
-    """Make sure that a board can run an archive.
+def check_agent(archive: Path, system: BoardSystem) -> str:
+    """Make sure that a board can run an archive; its SHA-256.
 
     Raises:
         AgentArchiveError: it is no archive.
         PrepareError: it cannot, and why.
     """
-    requires = check_archive(archive).manifest.requires
+    found = check_archive(archive)
+    requires = found.manifest.requires
     reason = system_misfit(
         requires,
         python=system.python.version,
@@ -137,15 +138,23 @@ def check_agent(archive: Path, system: BoardSystem) -> None:
             f"{archive} cannot run there: {reason}", what="agent",
             hint=f"Pack one that can: edgeslm agent pack {target} --out FILE; or leave --agent out",
         )  # fmt: skip
+    return found.sha256
 
 
-def build_payload(request: PayloadRequest, directory: Path, tell: Told = lambda _: None) -> Payload:
+def build_payload(
+    request: PayloadRequest,
+    directory: Path,
+    tell: Told = lambda _: None,
+    *,
+    laid_out: Environment | None = None,
+) -> Payload:
     """Put together what goes onto a board.
 
     Args:
         request: what is wanted.
         directory: an empty one of ours, which keeps the bytes of the entries as long as they are wanted.
         tell: hears what is being done.
+        laid_out: an environment that was laid out before; it is used where it is of that archive, for that Python.
 
     Raises:
         AgentArchiveError: the archive is none, or one of its wheels cannot be installed.
@@ -155,9 +164,12 @@ def build_payload(request: PayloadRequest, directory: Path, tell: Told = lambda 
         OSError: `directory` cannot be written.
     """
     tell("checking the agent")
-    check_agent(request.archive, request.system)
+    sha256 = check_agent(request.archive, request.system)
     tell("laying out its environment")
-    environment = make_environment(request.archive, request.system.python, directory)
+    if laid_out is not None and (laid_out.sha256, laid_out.python) == (sha256, request.system.python):
+        environment = laid_out
+    else:
+        environment = make_environment(request.archive, request.system.python, directory)
     tell("checking models and rules")
     models = choose_models(request.models or request.profile.models, _builtin(environment), DEFAULT_MODEL)
     settings = make_settings(

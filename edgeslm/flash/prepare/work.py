@@ -6,20 +6,22 @@ when (what a password is hashed with is part of the request). No secret of the r
 
 from __future__ import annotations
 
-from contextlib import ExitStack
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from edgeslm.errors import PartitionError, PrepareError, TreeFullError
+from edgeslm.errors import EdgeslmError, PartitionError, PrepareError, TreeFullError
 from edgeslm.flash.fit import demand, fit
 from edgeslm.flash.fit_types import FitReport, FitRequest
 from edgeslm.flash.image.adding import add_ext4
 from edgeslm.flash.image.ext4 import Ext4Tree
 from edgeslm.flash.image.finish import finish
 from edgeslm.flash.image.image import Image, open_image
-from edgeslm.flash.image.source import MAX_IMAGE_BYTES, Unpacked, unpack
+from edgeslm.flash.image.source import MAX_IMAGE_BYTES, Unpacked, form_of, unpack
 from edgeslm.flash.image.tools import run_tool
 from edgeslm.flash.payload.agents import packed_agent
+from edgeslm.flash.payload.environment import BoardPython, Environment, make_environment
 from edgeslm.flash.payload.gathering import Target
 from edgeslm.flash.payload.read_only import STATE_LABEL, apart
 from edgeslm.flash.payload.whole import Payload, PayloadRequest, build_payload
@@ -102,23 +104,26 @@ class _Work:
 
     def run(self, *, dry_run: bool) -> Prepared:
         request = self._request
-        unpacked = unpack(
-            request.image, self._raw, sha256=request.sha256,
-            max_bytes=request.max_image_bytes or MAX_IMAGE_BYTES,
-            report=lambda done, total: self._stage("unpacking", done, total),
-        )  # fmt: skip
+        with ThreadPoolExecutor(1) as beside:
+            early = beside.submit(self._lay_out_early)
+            unpacked = unpack(
+                request.image, self._raw, sha256=request.sha256,
+                max_bytes=request.max_image_bytes or MAX_IMAGE_BYTES,
+                report=lambda done, total: self._stage("unpacking", done, total),
+            )  # fmt: skip
         self._raw.chmod(_SECRET_MODE)
         self._say("looking at the image")
         with open_image(self._raw) as image:
             decided = decide(image, request)
-            payload = self._payload(decided)
+            payload = self._payload(decided, early.result())
             known = fit_request(
                 request, decided.facts, decided.packages,
                 payload_bytes=payload.size_bytes, agent_version=payload.environment.version,
             )  # fmt: skip
             report = fit(known)
             demand(report)
-            root, state = decided.root_entries(payload.entries), ()
+            root = decided.root_entries(payload.entries)
+            state: tuple[Entry, ...] = ()
             if request.profile.read_only_root:
                 root, state = apart(root)
             if not dry_run:
@@ -139,7 +144,24 @@ class _Work:
     def _say(self, what: str) -> None:
         self._stage(what, 0, 0)
 
-    def _payload(self, decided: Decided) -> Payload:
+    def _lay_out_early(self) -> Environment | None:
+        """The agent's environment while the image is still being unpacked; ``None`` where it cannot be told yet.
+
+        What is wrong is told later, when the image has been unpacked and its digest compared.
+        """
+        request = self._request
+        with suppress(EdgeslmError, OSError):
+            if request.archive is None or form_of(request.image) != "raw":
+                return None
+            with open_image(request.image) as image:
+                facts = image.facts()
+            if facts.python is not None and facts.python_path is not None:
+                place = self._payload_place.with_name("early")
+                place.mkdir()
+                return make_environment(request.archive, BoardPython(facts.python, facts.python_path), place)
+        return None
+
+    def _payload(self, decided: Decided, early: Environment | None) -> Payload:
         request, system = self._request, decided.system
         archive = request.archive
         if archive is None:
@@ -164,7 +186,7 @@ class _Work:
             rules=request.rules,
             settled=decided.settled,
         )
-        return build_payload(wanted, self._payload_place, self._say)
+        return build_payload(wanted, self._payload_place, self._say, laid_out=early)
 
     def _make_room(
         self, image: Image, root: tuple[Entry, ...], state: tuple[Entry, ...], known: FitRequest

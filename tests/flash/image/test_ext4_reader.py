@@ -152,6 +152,7 @@ IMPOSSIBLE: dict[str, tuple[int, str, int, str]] = {
     "unknown feature": (96, "<I", 0x80000000, "features that are not known"),
     "clusters": (100, "<I", 0x200, "clusters"),
     "encrypted": (96, "<I", 0x10000, "features that are not known"),
+    "files within inodes": (96, "<I", 0x8000, "features that are not known"),
 }
 
 

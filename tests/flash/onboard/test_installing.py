@@ -9,11 +9,13 @@ from typing import Any
 
 import pytest
 
+from edgeslm.agent import launcher
 from edgeslm.flash.onboard import work
 from edgeslm.flash.onboard.disk import Disk
 from edgeslm.flash.onboard.main import Archive
 from edgeslm.flash.onboard.manifest import OnboardError
 from edgeslm.flash.payload import layout
+from edgeslm.schema.agent_release import AGENT_MARKER
 
 Archives = Callable[..., Any]
 
@@ -68,6 +70,14 @@ def test_nobody_to_ask_is_no_yes(board: Any, archives: Archives) -> None:
     assert board.tree() == before
 
 
+def test_a_unit_that_a_person_wrote_is_left_and_told(board: Any, archives: Archives) -> None:
+    board.write("/etc/systemd/system/edgeslm.service", b"[Service]")
+    found = board.install(archives())
+    assert found["beside"] == "/etc/systemd/system/edgeslm.service"
+    assert "two agents would run. End it with: systemctl disable --now edgeslm.service" in found["said"]
+    assert board.read("/etc/systemd/system/edgeslm.service") == b"[Service]"
+
+
 class TestUpgrading:
     def test_state_stays_and_the_new_version_runs(self, board: Any, archives: Archives) -> None:
         board.install(archives())
@@ -82,6 +92,16 @@ class TestUpgrading:
         assert not trial.exists()  # what is put there by hand is not on trial
         assert str((board.root / layout.CURRENT[1:]).readlink()).startswith("versions/2.0.0-")
         assert b'"edgeslm":"2.0.0"' in board.read(layout.MANIFEST)
+
+    def test_the_version_before_stays_to_go_back_to_and_older_ones_go(
+        self, board: Any, archives: Archives
+    ) -> None:
+        for version in ("1.0.0", "2.0.0", "3.0.0"):
+            board.install(archives(version))
+        versions = sorted(place.name for place in (board.root / layout.VERSIONS[1:]).iterdir())
+        assert [name.split("-")[0] for name in versions] == ["2.0.0", "3.0.0"]
+        assert launcher.read_link(board.root / layout.AGENT_ROOT[1:], "previous") == versions[0]
+        assert launcher.read_link(board.root / layout.AGENT_ROOT[1:], "current") == versions[1]
 
     def test_settings_that_nobody_changed_are_the_new_ones(self, board: Any, archives: Archives) -> None:
         board.install(archives())
@@ -219,6 +239,10 @@ class TestOrder:
         ]
         marker = next(path for path in events if path.endswith("/agent.json"))
         assert events.index(marker) > events.index("sync")
+
+    def test_the_words_are_those_of_the_launcher(self) -> None:
+        assert (work._CURRENT, work._PREVIOUS) == (launcher.CURRENT, launcher.PREVIOUS)
+        assert (work._VERSIONS, work._TRIAL, work._MARK) == (launcher.VERSIONS, launcher.TRIAL, AGENT_MARKER)
 
     def test_two_at_once_are_one_too_many(self, board: Any, archives: Archives) -> None:
         with Disk(board.root).alone():
