@@ -47,12 +47,12 @@ class _SharedQuantization(schema.QuantizationParametersT):  # type: ignore[misc]
 
     def __init__(self, scales: Array) -> None:
         super().__init__(scale=scales, zeroPoint=np.zeros(len(scales), np.int64), quantizedDimension=0)
-        self._written: int | None = None
+        self._written: tuple[Any, int] | None = None
 
     def Pack(self, builder: Any) -> int:  # noqa: N802 - the library calls it so
-        if self._written is None:
-            self._written = int(super().Pack(builder))
-        return self._written
+        if self._written is None or self._written[0] is not builder:
+            self._written = (builder, int(super().Pack(builder)))
+        return self._written[1]
 
 
 class Tensor:

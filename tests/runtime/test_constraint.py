@@ -195,6 +195,44 @@ def bomb(levels):
     return {"$ref": "#/$defs/d0", "$defs": defs | {f"d{levels}": {"type": "string"}}}
 
 
+INTEGER = {"type": "integer"}
+
+
+@pytest.mark.parametrize(
+    ("schema", "wrong"),
+    [
+        ({"type": "object", "additionalProperties": INTEGER, "minProperties": 2}, '{"a":1}'),
+        ({"type": "object", "properties": {"a": INTEGER, "b": INTEGER}, "minProperties": 1}, "{}"),
+        (
+            {"type": "object", "properties": {"a": INTEGER}, "patternProperties": {"^a": {"minimum": 5}}},
+            '{"a":1}',
+        ),
+        ({"properties": {"a": INTEGER}, "required": ["b"], "additionalProperties": False}, "{}"),
+        ({"dependentRequired": {"a": ["b"]}}, '{"a":1}'),
+        ({"type": "object", "unevaluatedProperties": False}, '{"a":1}'),
+        ({"type": "object", "propertyNames": {"pattern": "b"}}, '{"a":1}'),
+        ({"type": "array", "contains": INTEGER}, "[]"),
+        ({"type": "array", "uniqueItems": True}, "[1,1]"),
+        ({"prefixItems": [INTEGER], "items": False}, "[1,2]"),
+        ({"$ref": "#/$defs/x", "type": "string", "$defs": {"x": {"minLength": 3}}}, '"a"'),
+        ({"enum": [1, "a"], "type": "string"}, "1"),
+        ({"type": "string", "pattern": "^a", "minLength": 3}, '"a"'),
+        ({"type": "string", "format": "ipv4", "maxLength": 7}, '"100.100.100.100"'),
+        ({"type": "number", "minimum": 0.5, "multipleOf": 0.25}, "0.25"),
+        ({"oneOf": [INTEGER, {"type": "number"}]}, "1"),
+        ({"if": INTEGER, "then": {"minimum": 3}}, "1"),
+        ({"not": INTEGER}, "1"),
+    ],
+)
+def test_a_keyword_is_followed_or_refused_but_never_passed_over(forms, schema, wrong):
+    assert not is_valid(schema, wrong)
+    try:
+        grammar = forms.compile(form_of(Options(json_schema=schema)))
+    except ConstraintError:
+        return
+    assert grammar.complete(wrong) != ""
+
+
 UNUSABLE = {
     "nothing fits": Options(json_schema={"type": "integer", "minimum": 5, "maximum": 3}),
     "two types at once": Options(json_schema={"allOf": [{"type": "string"}, {"type": "integer"}]}),
