@@ -24,7 +24,7 @@ from pydantic_core import from_json
 from edgeslm.agent.rules.acting import Go, plan_actions
 from edgeslm.agent.rules.compiled import CompiledInput, CompiledRule, InputKey, RuleSet
 from edgeslm.agent.rules.decisions import Ask, Decision, Done, Heard, Moment, NewId, Send, Tell
-from edgeslm.agent.rules.loops import FOLLOW_S, HOLD_S, MOST_CYCLES, PAUSE_S, LoopWatch
+from edgeslm.agent.rules.loops import FOLLOW_S, HOLD_S, PAUSE_S, LoopWatch
 from edgeslm.agent.rules.matching import TopicTree
 from edgeslm.agent.rules.readings import Reading, RuleScope, new_reading
 from edgeslm.agent.rules.safety import MAX_HOPS
@@ -37,8 +37,8 @@ from edgeslm.schema.rule_trace import ActionTrace, FiringTrace, InputStatus, Out
 _ECHO_S = 30.0
 _MAX_ECHOES = 512
 CIRCLE = (
-    f"part of a circle through other devices: {MOST_CYCLES} times in a row one message followed its action within "
-    f"{FOLLOW_S:g} s, and without its action none came"
+    f"part of a circle through other devices: again and again one message followed its action within {FOLLOW_S:g} s, "
+    "and without its action none came"
 )
 _SKIP_TRACE_S = 10.0
 """A rule that is set off a thousand times a second and may fire once a minute leaves a trace of that now and then."""
@@ -433,10 +433,10 @@ class Engine:
         if rule.spec.dry_run:
             self._end(state, firing, "dry_run", "", now, out, result, traces)
             return
+        state.watch.acted(now.mono_s)
         for step in plan.steps:
             if isinstance(step, Send):
                 self._note_echo(step, firing.hops, now)
-                state.watch.acted(now.mono_s)
                 out.append(replace(step, hops=firing.hops + 1))
             elif isinstance(step, Tell):
                 out.append(step)
