@@ -2,8 +2,10 @@
 
 Pairs, one after the other and in turns, on the same file, which lies there whole before: blocks of 4 MiB past the page
 cache, and a sync at the end. Ours counts from the first block to the end of the sync. What ``dd`` does not do counts by
-itself: probing the card before (``ready_s``, the same for cards of any size), and reading back. A file on this machine's disk is much
-faster than any card, so what our own work costs shows more than on a card.
+itself: probing the card before (``ready_s``, the same for cards of any size), and reading back.
+
+A file on this machine's disk is much faster than any card, so what our own work costs shows more than on a card; and
+where the disk is busy with other things, pairs differ more from each other than we from ``dd`` (``ratios``).
 """
 
 from __future__ import annotations

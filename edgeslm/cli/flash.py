@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
+import sys
+from typing import Any
+
 import click
 
 from edgeslm.cli.output import CommandGroup
+from edgeslm.errors import UsageError
+
+_EXTRA = frozenset({"installer", "qrcode", "zstandard"})
+"""What only making boards ready needs: the extra `flash`."""
 
 _COMMANDS: dict[str, tuple[str, str]] = {
     "archive": (
@@ -26,6 +33,24 @@ _COMMANDS: dict[str, tuple[str, str]] = {
 }
 
 
-@click.group(cls=CommandGroup, lazy=_COMMANDS)
+class _FlashGroup(CommandGroup):
+    """Says what to install where its extra is missing."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the command that was chosen."""
+        try:
+            return super().invoke(ctx)
+        except ModuleNotFoundError as error:
+            if (error.name or "").partition(".")[0] not in _EXTRA:
+                raise
+            missing = UsageError(
+                f"{error.name} is not installed",
+                hint="Making boards ready needs: pip install 'edgeslm[flash]'",
+            )
+            click.echo(f"edgeslm: {missing}", err=True)
+            sys.exit(missing.exit_code)
+
+
+@click.group(cls=_FlashGroup, lazy=_COMMANDS)
 def flash() -> None:
     """Make boards ready: prepare an image, write cards, so that a board joins its fleet by itself."""

@@ -4,7 +4,8 @@ Kernel, initial file system and command line are those of the image's boot parti
 The board reaches this machine's loopback as 10.0.2.2, and the network that this machine reaches.
 
 What always holds: QEMU ends with the process that started it. :meth:`EmulatedBoard.kill` is a cut of the power: what
-the board's system had not written is lost; what it had written and not synced is not lost, other than on a card.
+the board's system had not written is lost, and of what it had written and not synced, some is lost as well where the
+card forgets (:mod:`edgeslm.sim.card`).
 
 Left to others: how fast a board is. An emulated one is ten to forty times slower than the processor that it names.
 """
@@ -30,6 +31,7 @@ from typing import Literal, Self
 from edgeslm.children import bound_to_parent
 from edgeslm.errors import EmulationError, FlashError
 from edgeslm.flash.image.image import open_image
+from edgeslm.sim.card import ForgetfulCard
 
 HOST = "10.0.2.2"
 """This machine's loopback, as the board sees it."""
@@ -67,7 +69,7 @@ class Emulation:
 
 def command(
     emulation: Emulation,
-    disk: Path,
+    disk: Path | str,
     disk_format: Literal["raw", "qcow2"],
     boot: Path,
     log: Path,
@@ -77,7 +79,7 @@ def command(
 
     Args:
         emulation: the board.
-        disk: its card.
+        disk: its card: a file, or an address as QEMU understands it.
         disk_format: of that.
         boot: directory with ``kernel``, ``initrd``, ``cmdline`` and, for a Raspberry Pi, ``dtb``.
         log: takes what the board says on its serial line.
@@ -119,7 +121,7 @@ def command(
     ]
 
 
-def _escaped(path: Path) -> str:
+def _escaped(path: Path | str) -> str:
     # A comma ends the value of an option of QEMU; two stand for one.
     return str(path).replace(",", ",,")
 
@@ -129,10 +131,17 @@ class EmulatedBoard:
 
     Attributes:
         log: what it said on its serial line, over all its starts.
+        lost_pages: of 4 KiB, that its card forgot at cuts of the power.
     """
 
     def __init__(
-        self, image: Path, log: Path, emulation: Emulation | None = None, *, keeps_changes: bool = True
+        self,
+        image: Path,
+        log: Path,
+        emulation: Emulation | None = None,
+        *,
+        keeps_changes: bool = True,
+        forgets: int | None = None,
     ) -> None:
         """Put the card in; nothing is started yet.
 
@@ -141,9 +150,11 @@ class EmulatedBoard:
             log: file for its serial line; it is added to.
             emulation: the board; by default one of type ``virt``.
             keeps_changes: the board writes into `image`; else what it writes is gone at the end.
+            forgets: a cut loses some of what was not flushed to `image`, chosen by this seed; ``None`` loses nothing.
+                Only where changes are kept.
 
         Raises:
-            EmulationError: QEMU is not installed.
+            EmulationError: QEMU is not installed, or the image cannot be opened.
         """
         for program in _PROGRAMS if not keeps_changes else ["qemu-system-aarch64"]:
             if shutil.which(program) is None:
@@ -151,12 +162,21 @@ class EmulatedBoard:
                     f"{program} is not installed", hint=f"Install it: sudo apt install {_PROGRAMS[program]}"
                 )
         self.log = log
+        self.lost_pages = 0
         self._image = image.resolve()
         self._emulation = emulation or Emulation()
         self._keeps_changes = keeps_changes
         self._stack = ExitStack()
         self._directory = Path(self._stack.enter_context(tempfile.TemporaryDirectory(prefix="edgeslm-qemu-")))
         self._process: subprocess.Popen[bytes] | None = None
+        self._card: ForgetfulCard | None = None
+        if forgets is not None:
+            try:
+                card = ForgetfulCard(self._image, self._directory, seed=forgets)
+                self._card = self._stack.enter_context(card)
+            except EmulationError:
+                self._stack.close()
+                raise
 
     @property
     def is_running(self) -> bool:
@@ -201,6 +221,8 @@ class EmulatedBoard:
             if self._process.poll() is None:
                 self._process.send_signal(signal.SIGKILL)
             self._process.wait()
+            if self._card is not None:
+                self.lost_pages += self._card.cut()
 
     def power_off(self, timeout_s: float = 120.0) -> bool:
         """Press the power button and wait; whether the board went off by itself. Otherwise the power is cut."""
@@ -273,7 +295,7 @@ class EmulatedBoard:
                 hint="Images that `edgeslm flash base-image` makes can",
             ) from error
 
-    def _disk(self) -> tuple[Path, Literal["raw", "qcow2"]]:
+    def _disk(self) -> tuple[Path | str, Literal["raw", "qcow2"]]:
         size_bytes = self._image.stat().st_size
         # An SD card has a size that is a power of two; QEMU takes no other.
         card_bytes = (
@@ -286,7 +308,7 @@ class EmulatedBoard:
                     f" {size_bytes} bytes",
                     hint=f"Make it longer, with: truncate -s {card_bytes} {self._image}",
                 )
-            return self._image, "raw"
+            return self._image if self._card is None else self._card.address, "raw"
         disk = self._directory / "disk.qcow2"
         if not disk.exists():
             made = subprocess.run(

@@ -29,7 +29,7 @@ from edgeslm.flash.unit import options_for, unit_text
 from edgeslm.link.broker import find_mosquitto
 from edgeslm.link.client import RequestClient
 from edgeslm.power.boards import choose_board
-from edgeslm.schema.message import PromptRequest, Receipt, Result
+from edgeslm.schema.message import PromptRequest
 from edgeslm.topics import device_topic
 
 SERVICE = "edgeslm-agent.service"
@@ -203,7 +203,8 @@ def test_a_board_joins_by_itself_measures_is_watched_upgraded_and_removed(
         )
         with rig.service():
             is_online(machine)
-            assert receipt_of(answer(rig)).meter == "estimated"
+            answer(rig)
+            assert meter(rig) == "estimated"
             assert_it_is_confined(machine)
             assert_doing_it_again_disturbs_nobody(machine, archive)
             assert_meters_are_read(machine, rig)
@@ -219,32 +220,20 @@ def is_online(machine: Machine) -> None:
         pytest.fail(machine.tail())
 
 
-def answer(rig: FleetRig) -> Result:
+def answer(rig: FleetRig) -> None:
     with RequestClient(rig.fleet.operator_config()) as client:
         request = PromptRequest(id=secrets.token_hex(8), prompt="turn on the kitchen light")
         result = client.ask(device_topic("green", "porch", "prompt"), request, timeout_s=60)
     assert result.error is None, result
     assert "Kitchen" in (result.text or "")
-    return result
 
 
-def receipt_of(result: Result) -> Receipt:
-    assert result.receipt is not None
-    return result.receipt
-
-
-def draws(rig: FleetRig, power_w: float) -> None:
-    """Make sure that a meter that reads `power_w` has its say in receipts.
-
-    A prompt is shorter than most meters' period, so its share comes from the model of the board, which follows the
-    meter within some seconds; without one it says 40 W.
-    """
-
-    def is_so() -> bool:
-        receipt = receipt_of(answer(rig))
-        return receipt.meter != "estimated" and abs((receipt.power_w or 0) - power_w) < 6
-
-    wait_for(is_so, f"receipts of {power_w} W", 60)
+def meter(rig: FleetRig) -> str | None:
+    """What kind of meter the device says that it has."""
+    with RequestClient(rig.fleet.operator_config()) as client:
+        found = {view.device: view.info for view in client.list_devices("green", 2.0)}
+    info = found.get("porch")
+    return None if info is None else info.meter
 
 
 def assert_it_is_confined(machine: Machine) -> None:
@@ -280,7 +269,7 @@ set -eu
 mkdir -p /sys/class/hwmon/hwmon3
 cd /sys/class/hwmon/hwmon3
 echo ina226 > name
-echo 20000000 > power1_input
+echo 3500000 > power1_input
 """
 _COUNTERS = """
 set -eu
@@ -321,13 +310,13 @@ def assert_meters_are_read(machine: Machine, rig: FleetRig) -> None:
 
     machine.run("sh", "-c", _FIRMWARE, check=True)
     with_unit(machine, "generic-arm64")
-    assert receipt_of(answer(rig)).meter == "estimated"  # the device is not on this unit's list
+    assert meter(rig) == "estimated"  # the device is not on this unit's list
     with_unit(machine, "pi-5")
-    draws(rig, 2.65)  # 1.8 W on the rails, corrected
+    assert meter(rig) == "calibrated"
 
     machine.run("sh", "-c", _HWMON, check=True)
     with_unit(machine, "generic-arm64")
-    draws(rig, 20.0)
+    assert meter(rig) == "measured"
     machine.run("sh", "-c", "umount -l /sys/class; rm /usr/bin/vcgencmd /dev/vcio", check=True)
     with_unit(machine, "host")
 
