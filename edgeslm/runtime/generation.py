@@ -21,7 +21,7 @@ from edgeslm.runtime.engine import Engine
 from edgeslm.runtime.executor import Logits
 from edgeslm.runtime.prefix_cache import PrefixCache
 from edgeslm.runtime.sampling import SamplingSettings, TokenSampler
-from edgeslm.runtime.speculation import Copies, EarlierAnswers, Pace
+from edgeslm.runtime.speculation import Copies, EarlierAnswers, Hope, Pace
 from edgeslm.runtime.tokenizer import TextStream, Tokenizer, TokenText
 from edgeslm.schema.message import FinishReason
 
@@ -187,6 +187,7 @@ class _Writer:
         self._pieces: list[str] = []
         self._answer: list[int] = []
         self._copies: Copies | None = None
+        self._hope = Hope()
         self._pending: list[int] = []
         """Tokens that are not in the engine's cache yet; the newest last."""
         self._reason: FinishReason | None = None
@@ -272,7 +273,7 @@ class _Writer:
                 if self._reason is not None or agreed < len(new):
                     break
             self._engine.rewind(base + confirmed)
-            self._pace.judge(len(self._pending), confirmed)
+            self._hope.add(confirmed, len(guess))
             self._guessed += len(guess)
             self._confirmed += confirmed
             self._pending = new[agreed:]
@@ -286,8 +287,9 @@ class _Writer:
             self._settings.max_tokens - len(self._answer) - 1,
             self._engine.context_tokens - self._engine.position - len(self._pending),
         )
-        limit = self._pace.draft_limit(self._engine, len(self._pending), room)
-        return self._copies.propose(limit) if limit else []
+        limit = min(self._engine.verify_limit - len(self._pending), room)
+        guess = self._copies.propose(limit) if limit > 0 else []
+        return guess if guess and self._pace.pays(len(self._pending), len(guess), self._hope.share) else []
 
     def _extend(self, logits: Logits) -> list[int]:
         """Take the next token, and those that the form forces after it."""

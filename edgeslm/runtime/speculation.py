@@ -22,8 +22,8 @@ _GRAMS = (4, 3, 2)
 """How many of the last tokens have to stand somewhere else as well; long matches are looked for first."""
 _SEPARATOR = -1
 _MAX_REMEMBERED = 2_048
-_MAX_DRAFT = 16
-_LOOK_AGAIN = 64
+_FIRST_HOPE = 0.75
+_LOOK_AGAIN = 32
 """After so many occasions that were left out, one is taken again to measure it."""
 
 
@@ -50,7 +50,6 @@ class Pace:
         self._known: dict[int, Average] = {}
         self._known_left_out = 0
         self._guess = Average()
-        self._gain = Average()
         self._guesses_left_out = 0
 
     def append(self, engine: Engine, tokens: Sequence[int]) -> Logits:
@@ -83,21 +82,20 @@ class Pace:
         self._known_left_out += 1
         return self._known_left_out % _LOOK_AGAIN != 0
 
-    def draft_limit(self, engine: Engine, pending: int, room: int) -> int:
-        """Most tokens that are worth guessing now; 0 where guessing does not pay.
+    def pays(self, pending: int, guessed: int, hope: float) -> bool:
+        """Whether checking a guess is probably faster than the plain way.
 
         Args:
             pending: tokens that have to be computed anyway, at least one.
-            room: tokens that fit, or that may still come.
+            guessed: tokens of the guess.
+            hope: share of a guess that was right lately.
         """
-        limit = min(engine.verify_limit - pending, room, _MAX_DRAFT)
-        if limit <= 0:
-            return 0
-        if self._gain.count >= 4 and self._gain.value <= 0:  # a few tries before it is judged
-            self._guesses_left_out += 1
-            if self._guesses_left_out % _LOOK_AGAIN:
-                return 0
-        return limit
+        if self._guess.count < 2 or not self._step.count:  # the first warms up
+            return True
+        if (pending + hope * guessed) * self._step.value > self._guess.value:
+            return True
+        self._guesses_left_out += 1
+        return self._guesses_left_out % _LOOK_AGAIN == 0
 
     def verify(self, engine: Engine, tokens: Sequence[int]) -> Logits | None:
         """:meth:`Engine.verify`, measured."""
@@ -106,14 +104,20 @@ class Pace:
         self._guess.add(time.perf_counter() - started)
         return rows
 
-    def judge(self, pending: int, confirmed: int) -> None:
-        """After a :meth:`verify`: `pending` tokens were needed anyway, `confirmed` guessed ones were right."""
-        if self._step.count:
-            self._gain.add((pending + confirmed) * self._step.value - self._guess.value)
-
     def figures(self) -> dict[str, float]:
-        """What was measured, for people who wonder: seconds, and what a guess saves (0 is nothing)."""
-        return {"step_s": self._step.value, "guess_s": self._guess.value, "guess_gain": self._gain.value}
+        """What was measured, for people who wonder: seconds of a step, and of checking a guess."""
+        return {"step_s": self._step.value, "guess_s": self._guess.value}
+
+
+class Hope:
+    """Which share of the guesses is right; anew for each answer, since some copy and others do not."""
+
+    def __init__(self) -> None:
+        self.share = _FIRST_HOPE
+
+    def add(self, confirmed: int, guessed: int) -> None:
+        """So many tokens of a guess were right."""
+        self.share += (confirmed / guessed - self.share) / 4
 
 
 class Copies:

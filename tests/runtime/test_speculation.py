@@ -82,8 +82,8 @@ def settings(model, temperature=0.0, grammar=None, **changes):
 class Eager(Pace):
     """Guesses wherever it can, whether it pays or not."""
 
-    def judge(self, pending, confirmed):
-        pass
+    def pays(self, pending, guessed, hope):
+        return True
 
 
 @pytest.mark.parametrize("temperature", [0.0, 0.7])
@@ -134,7 +134,7 @@ def test_guessing_stays_on_where_it_pays_and_goes_off_where_it_does_not(model, e
         return engine.verified
 
     assert verified(step_s=0.02, verify_s=0.0) >= 15
-    assert 4 <= verified(step_s=0.0, verify_s=0.05) <= 7
+    assert 2 <= verified(step_s=0.0, verify_s=0.4) <= 6
 
 
 def test_known_tokens_are_computed_together_only_where_that_is_faster(executor):
