@@ -319,13 +319,13 @@ def _tool(name: str, *arguments: object) -> subprocess.CompletedProcess[bytes]:
 
 
 class Board:
-    """An emulated board with its card, which keeps what is written."""
+    """An emulated board with its card, which keeps what is written and flushed, and at a cut half of all else."""
 
-    def __init__(self, image: Path, ear: Ear, emulation: Emulation | None = None) -> None:
+    def __init__(self, image: Path, ear: Ear, emulation: Emulation | None = None, *, seed: int = 1) -> None:
         self.image = image
         self.ear = ear
         self.log = image.with_suffix(".log")
-        self._machine = EmulatedBoard(image, self.log, emulation or Emulation(), keeps_changes=True)
+        self._machine = EmulatedBoard(image, self.log, emulation or Emulation(), forgets=seed)
         self._asked = 0
         self.began_s = 0.0
         self._heard_before = 0
@@ -374,6 +374,11 @@ class Board:
         if result.get("error") or "light" not in result.get("text", ""):
             raise MeasurementError(f"a wrong answer: {result}")
         return time.monotonic() - self.began_s
+
+    @property
+    def lost_pages(self) -> int:
+        """Of 4 KiB, that its card forgot at cuts."""
+        return self._machine.lost_pages
 
     def power_off(self) -> bool:
         """Press its power button; whether it went off by itself."""

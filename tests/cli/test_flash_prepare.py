@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
 import sys
 from pathlib import Path
 
@@ -151,6 +152,27 @@ class TestRefuses:
         assert done.exit_code != 0
         assert "rules.yaml" in done.stderr
         assert not (tmp_path / "sd.img").exists()
+
+
+def test_where_the_extra_is_missing_it_says_how_to_install_it(place: Path, tmp_path: Path):
+    program = "import sys; sys.modules['zstandard'] = None; from edgeslm.cli.main import main; main()"
+    words = (
+        "flash",
+        "prepare",
+        "--board",
+        "qemu-virt",
+        "--image",
+        str(place / "stock.img"),
+        "--device",
+        "porch",
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program, *words, "--out", str(tmp_path / "sd.img")],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 2
+    assert "pip install 'edgeslm[flash]'" in done.stderr
+    assert "Traceback" not in done.stderr
 
 
 class TestAProfile:

@@ -110,6 +110,19 @@ def test_it_runs_says_something_and_is_killed(image: Path, tmp_path: Path) -> No
 
 
 @needs_qemu
+def test_it_runs_from_a_card_that_forgets(image: Path, tmp_path: Path) -> None:
+    before = image.read_bytes()
+    with EmulatedBoard(image, tmp_path / "serial.log", forgets=1) as board:
+        for start in range(2):
+            since = 0 if start == 0 else (tmp_path / "serial.log").stat().st_size
+            board.start()
+            assert board.wait_for_text("hello", 30, since=since), board.tail()
+            board.kill()
+        assert board.lost_pages == 0, "nothing was written"
+    assert image.read_bytes() == before
+
+
+@needs_qemu
 def test_it_takes_orders_and_power_is_cut_where_the_system_does_not_listen(
     image: Path, tmp_path: Path
 ) -> None:
