@@ -21,6 +21,7 @@ from edgeslm.cli.flash_common import (
     confirm_option,
     image_argument,
     max_size_option,
+    need_flash_extra,
     try_option,
 )
 from edgeslm.cli.fleet_common import PARTLY, fleet_options, open_fleet, passphrase_option
@@ -135,6 +136,7 @@ def batch(
     Put a card into a reader when its name is shown, and take it out when it is done. Ctrl-C stops; --resume goes on.
     Needs the right to write to the disks (sudo).
     """
+    need_flash_extra()
     from edgeslm.flash.disks.stations import Manner  # noqa: PLC0415
     from edgeslm.flash.prepare import read_record  # noqa: PLC0415
 
@@ -146,7 +148,7 @@ def batch(
     claims: BatchClaims
     if claims_dir is not None:
         claims = FileClaims(claims_in(claims_dir))
-        names = names or ",".join(sorted(claims_in(claims_dir)))
+        names = names or ",".join(sorted(claims.names))
     else:
         claims = FleetClaims(open_fleet(fleet_dir, fleet_name, passphrase_file), life=life, replaces=replaces)
     run = _Run(image, record, claims, _readers(readers, trying=trying), max_bytes, trying, work_dir)
@@ -199,6 +201,7 @@ def labels(
 
     The code on a label holds names alone, and no secret.
     """
+    need_flash_extra()
     from edgeslm.flash.disks.batch import load_state  # noqa: PLC0415
     from edgeslm.flash.disks.labels import label_text  # noqa: PLC0415
 

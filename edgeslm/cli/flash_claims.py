@@ -48,6 +48,7 @@ class FileClaims:
     def __init__(self, claims: Mapping[str, Claim]) -> None:
         self._claims = claims
         self.fleet = next(iter(claims.values())).fleet
+        self.names = tuple(claims)
 
     def begin(self, names: Sequence[str], earlier: Sequence[str]) -> None:
         """Make sure that each name has one.

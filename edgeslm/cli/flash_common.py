@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import shutil
 import sys
 import threading
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from edgeslm.flash.disks.stations import Told
 
 _REDRAW_S = 0.2
+_EXTRA_MODULES = ("zstandard", "qrcode")
 _FILE = click.Path(path_type=Path, dir_okay=False, exists=True)
 
 
@@ -50,6 +52,19 @@ work_dir_option = click.option(
 confirm_option = click.option(
     "--confirm", "confirmed", metavar="NAME", help="Do not ask: the name that would have been typed."
 )
+
+
+def need_flash_extra() -> None:
+    """Make sure that the libraries for this are here, before anything is begun.
+
+    Raises:
+        UsageError: one is missing.
+    """
+    for name in _EXTRA_MODULES:
+        if importlib.util.find_spec(name) is None:
+            raise UsageError(
+                f"{name} is not installed", hint="Writing cards needs: pip install 'edgeslm[flash]'"
+            )
 
 
 def confirm_by_name(plan: Sequence[str], name: str, *, confirmed: str | None, dry_run: bool) -> bool:

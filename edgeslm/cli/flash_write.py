@@ -14,6 +14,7 @@ from edgeslm.cli.flash_common import (
     confirm_option,
     image_argument,
     max_size_option,
+    need_flash_extra,
     no_bmap_option,
     sha256_option,
     span_text,
@@ -64,6 +65,7 @@ def write(
     The image is raw, or packed by xz, gzip, zstd or ZIP. Whatever interrupts it, the card has a partition table only
     when all of it is right; call the same command again, and it goes on. Needs the right to write to the disk (sudo).
     """
+    need_flash_extra()
     from edgeslm.flash.disks.card import check_card, find_card, held  # noqa: PLC0415
     from edgeslm.flash.disks.lsblk import list_devices  # noqa: PLC0415
     from edgeslm.flash.disks.selection import Need  # noqa: PLC0415

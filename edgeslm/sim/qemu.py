@@ -106,7 +106,12 @@ def command(
             ),
             *("-drive", f"{drive},if=sd", "-device", "usb-net,netdev=net0"),
             *serial,
-            *("-serial", "chardev:serial0"),
+            *(
+                "-chardev",
+                f"file,id=serial1,path={_escaped(log)},append=on",
+                "-serial",
+                "chardev:serial1",
+            ),
         ]
     clock = ["-rtc", f"base={emulation.clock}"] if emulation.clock else []
     return [
@@ -210,7 +215,7 @@ class EmulatedBoard:
                 stderr=subprocess.STDOUT,
             )
         deadline_s = time.monotonic() + _QMP_S
-        while not self.control.exists() and self.is_running and time.monotonic() < deadline_s:
+        while self.is_running and not self._listens() and time.monotonic() < deadline_s:
             time.sleep(_POLL_S)
         if not self.is_running:
             raise EmulationError(f"QEMU ended at once: {self._said()}")
@@ -346,6 +351,16 @@ class EmulatedBoard:
             return (self._directory / "qemu.log").read_text(errors="replace").strip()[-_TAIL_CHARS:]
         except OSError:
             return ""
+
+    def _listens(self) -> bool:
+        """Whether QEMU came so far that it takes orders: all that it was told made sense then."""
+        try:
+            with socket.socket(socket.AF_UNIX) as connection, _in_directory_of(self.control) as path:
+                connection.settimeout(_POLL_S)
+                connection.connect(path)
+                return b"QMP" in connection.recv(4096)
+        except OSError:
+            return False
 
     def _order(self, name: str) -> None:
         """Give QEMU one order.

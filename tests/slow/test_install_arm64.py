@@ -1,4 +1,4 @@
-"""What goes onto an arm64 board, run by an emulated arm64 processor: installed, launched, and its model asked.
+"""What goes onto an arm64 board, run by an emulated arm64 processor: installed, launched, its settings understood.
 
 The board is a Debian of files alone, entered by chroot(1) in a user namespace that knows how to run programs of another
 processor (binfmt_misc, of its own since Linux 6.7). Where something of that is missing this is skipped.
@@ -90,7 +90,7 @@ def agent(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
-def test_the_launcher_runs_the_agent_and_its_model_on_arm64(root: Path, agent: Path, tmp_path: Path) -> None:
+def test_the_launcher_runs_the_agent_on_arm64(root: Path, agent: Path, tmp_path: Path) -> None:
     archive = tmp_path / "board.pyz"
     target = ["--board", "generic-arm64", "--python", "3.13", "--glibc", "2.41", "--device", "porch"]
     command = [sys.executable, "-m", "edgeslm", "flash", "archive", *target, "--agent", str(agent)]
@@ -115,7 +115,6 @@ def test_the_launcher_runs_the_agent_and_its_model_on_arm64(root: Path, agent: P
 
     config = json.loads(on_board("agent", "config", "--config", layout.SETTINGS))
     assert (config["device"], config["board"]) == ("porch", "generic-arm64")
-    assert "Kitchen" in on_board("model", "run", "home-command", "turn on the kitchen light")
 
 
 def test_an_archive_for_another_processor_is_refused_by_the_boards_own_python(

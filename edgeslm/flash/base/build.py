@@ -19,6 +19,7 @@ from pathlib import Path
 
 from edgeslm.errors import BaseImageError
 from edgeslm.files import PARTIAL, locked, sync_directory
+from edgeslm.flash.base.bytecode import Compiler, find_compiler
 from edgeslm.flash.base.fetch import KEYRING, PackageFile, PackageSource, Told, sources
 from edgeslm.flash.base.initrd import make_initrd, with_needed
 from edgeslm.flash.base.recipe import BOOT_LABEL, INITRD, KERNEL, ROOT_LABEL, SUITE, Recipe
@@ -120,11 +121,15 @@ def _make(
 ) -> BaseImage:
     """Fetch and build, in `work`; an image of the same packages that the cache has is taken instead."""
     packages = source.fetch(tell)
-    key = _digest(kind, *(f"{one.file_name} {one.sha256}" for one in packages))
+    compiler = find_compiler(one.file_name for one in packages)
+    if compiler is None:
+        tell("no Python of the image's version is here to compile its library: boards start a little later")
+    made_by = "" if compiler is None else compiler.version
+    key = _digest(kind, made_by, *(f"{one.file_name} {one.sha256}" for one in packages))
     image = out if cache is None else cache / _kept_name(recipe, kind, len(packages), key)
     is_kept = cache is not None and image.exists()
     if not is_kept:
-        _build(recipe, packages, uuid.uuid5(_SPACE, key), work, free_mib, tell)
+        _build(recipe, packages, uuid.uuid5(_SPACE, key), work, free_mib, tell, compiler)
         _put(work / "image", image)
     if cache is not None:
         for other in cache.glob(_kept_name(recipe, kind)):
@@ -179,10 +184,11 @@ def _build(
     work: Path,
     free_mib: int,
     tell: Told,
+    compiler: Compiler | None,
 ) -> None:
     """Make ``work / "image"``."""
     (work / "modules").mkdir()
-    root = write_root(packages, recipe, work / "modules", work / "root.tar", tell)
+    root = write_root(packages, recipe, work / "modules", work / "root.tar", tell, compiler=compiler)
     image = work / "image"
     boot_span, root_span, disk_bytes = _layout(recipe, root, free_mib)
     with image.open("xb") as stream:

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from edgeslm.errors import PackageFileError, ToolMissingError
 from edgeslm.flash.base import books
+from edgeslm.flash.base.bytecode import Compiler, compiled, is_source
 from edgeslm.flash.base.deb import opened_data, read_control
 from edgeslm.flash.base.fetch import INITRD_PROVIDER, PackageFile, Told
 from edgeslm.flash.base.initrd import is_module
@@ -60,13 +61,20 @@ class _Kept:
     """Content and scripts that are needed after all packages were read."""
 
     files: dict[str, bytes] = field(default_factory=dict)
+    library: dict[str, bytes] = field(default_factory=dict)
     scripts: list[str] = field(default_factory=list)
     status: list[str] = field(default_factory=list)
     entries: list[Entry] = field(default_factory=list)
 
 
 def write_root(
-    packages: Sequence[PackageFile], recipe: Recipe, directory: Path, out: Path, tell: Told
+    packages: Sequence[PackageFile],
+    recipe: Recipe,
+    directory: Path,
+    out: Path,
+    tell: Told,
+    *,
+    compiler: Compiler | None = None,
 ) -> RootFiles:
     """Write the archive of the root file system.
 
@@ -75,8 +83,10 @@ def write_root(
         recipe: says which files go into the boot partition.
         directory: an empty one, for the kernel's modules.
         out: the archive, a tar file.
+        compiler: compiles Python's library.
 
     Raises:
+        BaseImageError: the compiler fails.
         PackageFileError: a package is damaged, or the kernel or busybox is not among them.
         ToolMissingError: depmod is not installed.
         OSError: the disk refuses.
@@ -107,6 +117,9 @@ def write_root(
             Entry("/var/lib/dpkg/updates", "directory", mode=0o755),
             *system_entries(kept.files, kept.scripts, time_s=found.time_s),
         ]
+        if compiler is not None:
+            tell("compiling Python's library")
+            kept.entries += compiled(kept.library, compiler)
         for entry in kept.entries:
             writer.add_entry(entry)
     return found
@@ -145,6 +158,8 @@ def _take(package: PackageFile, recipe: Recipe, writer: _Writer, kept: _Kept, fo
 def _keep(name: str, data: bytes, recipe: Recipe, kept: _Kept, found: RootFiles) -> None:
     if is_read(name):
         kept.files[name] = data
+    if is_source(name):
+        kept.library[name] = data
     if name == _BUSYBOX:
         found.busybox = data
     elif name.startswith(_KERNEL):
