@@ -12,9 +12,8 @@ from statistics import median
 from typing import Any
 
 from benchmarks import runtime_schema
-from benchmarks.agent_rig import MeasurementError
 from benchmarks.report import Benchmark, Found, Group, run
-from benchmarks.runtime_rig import Models, middle, paired, rate, ratio_of
+from benchmarks.runtime_rig import Models, middle, paired, ratio_of
 from edgeslm.runtime.tokenizer import Tokenizer
 
 BARS = {
@@ -36,8 +35,10 @@ THREADS = (1, 2)
 BEGIN = "<bos>"
 
 DEVICES = (
-    ("kitchen ceiling light", "kitchen", 17), ("garage door north", "garage", 81), ("boiler supply pump", "cellar", 44),
-    ("greenhouse vent three", "garden", 63), ("attic humidity probe", "attic", 92), ("hallway motion sensor", "hall", 35),
+    ("kitchen ceiling light", "kitchen", 17), ("garage door north", "garage", 81),
+    ("boiler supply pump", "cellar", 44),
+    ("greenhouse vent three", "garden", 63), ("attic humidity probe", "attic", 92),
+    ("hallway motion sensor", "hall", 35),
 )  # fmt: skip
 SCHEMA = {
     "type": "object",
@@ -61,13 +62,17 @@ def prose() -> str:
 def copy_prompt() -> str:
     """Asks to say again, in another form, what it says."""
     lines = [f"- the {name} in the {area} reports {level} percent" for name, area, level in DEVICES]
-    entries = [f'{{"device": "{name}", "area": "{area}", "percent": {level}}}' for name, area, level in DEVICES]
+    entries = [
+        f'{{"device": "{name}", "area": "{area}", "percent": {level}}}' for name, area, level in DEVICES
+    ]
     return "Readings:\n" + "\n".join(lines) + "\n\nAs JSON lines:\n" + "\n".join(entries[:2]) + "\n"
 
 
 def schema_prompts() -> list[str]:
     """What is asked for, once for each device."""
-    return [f"Command: set the {name} in the {area} to {level} percent.\nJSON: " for name, area, level in DEVICES]
+    return [
+        f"Command: set the {name} in the {area} to {level} percent.\nJSON: " for name, area, level in DEVICES
+    ]
 
 
 class Figures:
@@ -119,9 +124,7 @@ class Figures:
         by_threads, detail = {}, {}
         for threads in THREADS:
             with self.models.pair("llama", threads) as (ours, other):
-                found = paired(
-                    ours, other, 2 if quick else 5, ("write", "generate"), tokens=tokens, count=96
-                )
+                found = paired(ours, other, 2 if quick else 5, ("write", "generate"), tokens=tokens, count=96)
                 by_threads[f"threads_{threads}"] = ratio_of(found, "decode")
                 last = found[-1]
                 detail[f"threads_{threads}"] = {
@@ -168,7 +171,12 @@ class Figures:
             with self.models.pair("litert_lm", threads) as (ours, other):
                 for fill in (128, 740):
                     found = paired(
-                        ours, other, 2 if quick else 5, ("generate", "generate"), tokens=tokens[:fill], count=COUNT
+                        ours,
+                        other,
+                        2 if quick else 5,
+                        ("generate", "generate"),
+                        tokens=tokens[:fill],
+                        count=COUNT,
                     )
                     case = f"decode_{fill}_threads_{threads}"
                     by_case[case] = ratio_of(found, "decode")
@@ -184,7 +192,13 @@ class Figures:
         prompts = schema_prompts()[: 3 if quick else 6]
         with self.models.pair("llama", 1) as (ours, other):
             found = paired(
-                ours, other, 2 if quick else 5, ("schema", "schema"), prompts=prompts, schema=SCHEMA, max_tokens=96
+                ours,
+                other,
+                2 if quick else 5,
+                ("schema", "schema"),
+                prompts=prompts,
+                schema=SCHEMA,
+                max_tokens=96,
             )
         return {
             "schema_vs_llamacpp": ratio_of(found, "took_s"),

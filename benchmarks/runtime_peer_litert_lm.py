@@ -11,6 +11,7 @@ import json
 import resource
 import sys
 import time
+from typing import Any
 
 import litert_lm
 from litert_lm.benchmark import Benchmark
@@ -50,7 +51,7 @@ def main() -> None:
         )
 
 
-def _say(answer):
+def _say(answer: dict[str, Any]) -> None:
     print(json.dumps(answer), flush=True)
 
 

@@ -10,6 +10,7 @@ import json
 import resource
 import sys
 import time
+from typing import Any
 
 import llama_cpp
 import numpy as np
@@ -31,15 +32,16 @@ def main() -> None:
         _say(_OPERATIONS[request.pop("op")](model, **request))
 
 
-def _say(answer):
+def _say(answer: dict[str, Any]) -> None:
     print(json.dumps(answer), flush=True)
 
 
-def _generate(model, tokens, count):
+def _generate(model: Any, tokens: list[int], count: int) -> dict[str, Any]:
     """Greedy: seconds for the prompt up to the first token, and for each of the others."""
     llama_cpp.llama_memory_clear(llama_cpp.llama_get_memory(model.ctx), True)
     model.reset()
-    said, marks = [], [time.perf_counter()]
+    said: list[int] = []
+    marks = [time.perf_counter()]
     model.eval(tokens)
     vocab = model.n_vocab()
     while True:
@@ -53,9 +55,10 @@ def _generate(model, tokens, count):
     return {"tokens": said, "first_s": marks[1] - marks[0], "decode_s": marks[-1] - marks[1], "count": count}
 
 
-def _schema(model, prompts, schema, max_tokens):
+def _schema(model: Any, prompts: list[str], schema: dict[str, Any], max_tokens: int) -> dict[str, Any]:
     grammar = llama_cpp.LlamaGrammar.from_json_schema(json.dumps(schema), verbose=False)
-    started, texts, tokens = time.perf_counter(), [], 0
+    texts: list[str] = []
+    started, tokens = time.perf_counter(), 0
     for prompt in prompts:
         answer = model.create_completion(prompt, grammar=grammar, temperature=0.0, max_tokens=max_tokens)
         texts.append(answer["choices"][0]["text"])
@@ -63,12 +66,12 @@ def _schema(model, prompts, schema, max_tokens):
     return {"took_s": time.perf_counter() - started, "texts": texts, "tokens": tokens}
 
 
-def _memory(model):
+def _memory(model: Any) -> dict[str, Any]:
     del model
     return {"peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024}
 
 
-_OPERATIONS = {"generate": _generate, "schema": _schema, "memory": _memory}
+_OPERATIONS: dict[str, Any] = {"generate": _generate, "schema": _schema, "memory": _memory}
 
 if __name__ == "__main__":
     main()

@@ -25,7 +25,8 @@ FOLDER_VARIABLE = "EDGESLM_BENCH_GEMMA"
 PEERS_VARIABLE = "EDGESLM_BENCH_PEERS"
 """Python that has llama-cpp-python and litert-lm-api; else the one that runs the benchmark."""
 QUANTIZE = (
-    "import llama_cpp, sys; p = llama_cpp.llama_model_quantize_default_params(); p.ftype = 7; p.allow_requantize = True; "
+    "import llama_cpp, sys; p = llama_cpp.llama_model_quantize_default_params(); "
+    "p.ftype = 7; p.allow_requantize = True; "
     "sys.exit(llama_cpp.llama_model_quantize(sys.argv[1].encode(), sys.argv[2].encode(), p))"
 )
 """Q8_0 of the same weights. Type 7 is what llama.h calls LLAMA_FTYPE_MOSTLY_Q8_0."""
@@ -120,7 +121,9 @@ class Models:
     def _litertlm(self) -> Path:
         path = self.folder / "gemma-3-270m.litertlm"
         if not path.exists():
-            self._run([sys.executable, "-m", "benchmarks.gemma.litertlm", str(self.folder)], "litert-lm-builder")
+            self._run(
+                [sys.executable, "-m", "benchmarks.gemma.litertlm", str(self.folder)], "litert-lm-builder"
+            )
         return path
 
     @staticmethod
@@ -133,7 +136,14 @@ class Models:
     def ours(self, threads: int) -> EngineProcess:
         """This runtime."""
         store = self._store.name
-        command = [sys.executable, "-m", "benchmarks.runtime_engine", str(self.package()), str(threads), store]
+        command = [
+            sys.executable,
+            "-m",
+            "benchmarks.runtime_engine",
+            str(self.package()),
+            str(threads),
+            store,
+        ]
         return EngineProcess("edgeslm", command)
 
     def llama(self, threads: int) -> EngineProcess:
@@ -191,7 +201,7 @@ def ratio_of(found: Sequence[tuple[Answer, Answer]], figure: str) -> float:
     """Median of the pairs' ratios, above 1 where ours is better: ``decode`` in tokens/s, others in seconds."""
     if figure == "decode":
         return median(rate(ours) / rate(other) for ours, other in found)
-    return median(other[figure] / ours[figure] for ours, other in found)
+    return median(float(other[figure]) / float(ours[figure]) for ours, other in found)
 
 
 def middle(found: Sequence[tuple[Answer, Answer]], which: int, figure: str) -> float:

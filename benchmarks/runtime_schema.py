@@ -7,6 +7,7 @@ short on purpose; these have to be right as well.
 
 from __future__ import annotations
 
+import argparse
 import json
 import random
 import sys
@@ -223,10 +224,18 @@ def measure(
     return {"schema_valid": found["schema_valid"], "schema": found}
 
 
+def main() -> int:
+    """Measure, and print one JSON object."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.runtime_schema", description=__doc__)
+    parser.add_argument("--package", default="builtin:home-command", help="file or builtin name of the model")
+    parser.add_argument("--count", type=int, default=ANSWERS, help="answers to ask for")
+    parser.add_argument("--threads", type=int, default=1)
+    flags = parser.parse_args()
+    notes: dict[str, str] = {}
+    found = measure(notes, package=flags.package, count=flags.count, threads=flags.threads)
+    print(json.dumps(found | {"notes": notes}, indent=2, ensure_ascii=False))
+    return 0 if found["schema_valid"] == 1 else 1
+
+
 if __name__ == "__main__":
-    remarks: dict[str, str] = {}
-    print(
-        json.dumps(
-            measure(remarks, count=int(sys.argv[1])) | {"notes": remarks}, indent=2, ensure_ascii=False
-        )
-    )
+    sys.exit(main())

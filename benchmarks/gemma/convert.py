@@ -62,9 +62,7 @@ def write_plain_graph(weights: GemmaWeights, path: Path) -> None:
     """The community's form at the longest context: what other engines load."""
     writer = ModelWriter()
     for name, count in (("decode", 1), (f"prefill_{max(PREFILLS)}", max(PREFILLS))):
-        add_signature(
-            writer, weights, name, count=count, context=max(CONTEXTS), ring=None, logits=count == 1
-        )
+        add_signature(writer, weights, name, count=count, context=max(CONTEXTS), ring=None, logits=count == 1)
     writer.write(path)
 
 

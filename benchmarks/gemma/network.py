@@ -155,7 +155,9 @@ class _Step:
         width = weights.shape.width
         rows = graph.gather(graph.constant(weights.table.values), tokens, "int8")
         rows = graph.op("CAST", [rows], (count, width), "CastOptions")
-        return graph.binary("MUL", rows, graph.gather(graph.constant(weights.embedding_scales), tokens, "float32"))
+        return graph.binary(
+            "MUL", rows, graph.gather(graph.constant(weights.embedding_scales), tokens, "float32")
+        )
 
     def _cache_shape(self, kind: str, wide: bool) -> tuple[int, int, int, int]:
         places, width = self.context if wide else self.ring, self.weights.shape.head_width

@@ -238,7 +238,8 @@ class KvEngine:
         if len(tokens) > 1:
             rows = self.verify(tokens)
             if rows is not None:
-                return rows[-1]
+                last: Logits = rows[-1]
+                return last
             self.prefill(tokens[:-1])
         return self.step(tokens[-1])
 

@@ -1,0 +1,221 @@
+"""A small random network in the form of Gemma, computed for real: growing, rings, several tokens at once, states."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+pytest.importorskip("ai_edge_litert")
+
+from benchmarks.gemma.flatgraph import ModelWriter
+from benchmarks.gemma.network import add_signature, quantize
+from benchmarks.gemma.weights import GemmaShape
+from edgeslm.errors import InferenceError
+from edgeslm.runtime.backend import choose_runtime
+from edgeslm.runtime.engine import KvEngine
+from edgeslm.runtime.executor import CompiledExecutor, SignatureExecutor, has_compiled_model
+from edgeslm.runtime.prefix_cache import PrefixCache, decode_state, encode_state
+
+SHAPE = GemmaShape(
+    layers=4, width=32, heads=2, head_width=16, inner_width=48, vocab=96, window=12, rotary_base=1e6,
+    norm_epsilon=1e-6, global_every=2,
+)  # fmt: skip
+CONTEXTS = (16, 32, 64)
+CHUNK = 8
+RING = SHAPE.window + CHUNK
+LIMIT = 0.35
+"""Logits may differ by as much where sums are taken in another order: int8 rounding makes steps of what was a hair."""
+
+
+def weights():
+    rng = np.random.default_rng(5)
+
+    def matrix(rows, columns):
+        return rng.normal(0, columns**-0.5, (rows, columns)).astype(np.float32)
+
+    heads, width, inner, wide = SHAPE.heads, SHAPE.width, SHAPE.inner_width, SHAPE.head_width
+    tensors = {"embedding": matrix(SHAPE.vocab, width) * 4, "final_norm": np.ones(width, np.float32)}
+    for layer in range(SHAPE.layers):
+        sizes = {
+            "query": (heads * wide, width), "key": (wide, width), "value": (wide, width),
+            "output": (width, heads * wide), "gate": (inner, width), "up": (inner, width), "down": (width, inner),
+        }  # fmt: skip
+        norms = {
+            "query_norm": wide, "key_norm": wide, "attention_norm": width, "attention_end_norm": width,
+            "feed_forward_norm": width, "feed_forward_end_norm": width,
+        }  # fmt: skip
+        tensors |= {f"{layer}.{name}": matrix(*size) for name, size in sizes.items()}
+        tensors |= {f"{layer}.{name}": np.ones(size, np.float32) for name, size in norms.items()}
+    return quantize(SHAPE, tensors)
+
+
+@pytest.fixture(scope="module")
+def graphs(tmp_path_factory):
+    if not has_compiled_model(choose_runtime()):
+        pytest.skip("this runtime has no CompiledModel")
+    folder = tmp_path_factory.mktemp("graphs")
+    network = weights()
+    bucketed, whole = ModelWriter(), ModelWriter()
+    for context in CONTEXTS:
+        behind = "" if context == max(CONTEXTS) else f"_{context}"
+        for name, count, logits in (("decode", 1, True), ("prefill_8", 8, False), ("verify_4", 4, True)):
+            add_signature(
+                bucketed, network, name + behind, count=count, context=context, ring=RING, logits=logits
+            )
+    add_signature(whole, network, "decode", count=1, context=64, ring=64, logits=True)
+    bucketed.write(folder / "bucketed.tflite")
+    whole.write(folder / "whole.tflite")
+    return folder
+
+
+@pytest.fixture
+def engine(graphs):
+    return KvEngine(CompiledExecutor(graphs / "bucketed.tflite", 1, None))
+
+
+@pytest.fixture
+def whole(graphs):
+    """One token at a time, at the longest context, no rings: slow, and nothing that could be wrong."""
+    return KvEngine(CompiledExecutor(graphs / "whole.tflite", 1, None))
+
+
+def tokens(count, seed=1):
+    return [int(token) for token in np.random.default_rng(seed).integers(1, SHAPE.vocab, count)]
+
+
+def step_by_step(engine, ids):
+    return np.stack([engine.step(token).copy() for token in ids])
+
+
+def test_the_cache_grows_with_what_is_in_it_and_computes_the_same(engine, whole):
+    ids = tokens(64)
+    assert engine.allocated_tokens == 16
+    np.testing.assert_allclose(step_by_step(engine, ids), step_by_step(whole, ids), atol=LIMIT)
+    assert engine.allocated_tokens == engine.context_tokens == 64
+
+
+@pytest.mark.parametrize("count", [5, 16, 17, 31, 45, 60])
+def test_prompts_computed_in_chunks_give_the_logits_of_single_steps(engine, whole, count):
+    ids = tokens(count, seed=count)
+    np.testing.assert_allclose(engine.append(ids), step_by_step(whole, ids)[-1], atol=LIMIT)
+    assert engine.position == count
+
+
+def test_an_empty_cache_shrinks_again(engine):
+    engine.append(tokens(40))
+    engine.reset()
+    engine.append(tokens(5))
+    assert engine.allocated_tokens == 16
+
+
+@pytest.mark.parametrize("start", [3, 14, 30, 44])
+def test_several_tokens_at_once_give_the_logits_after_each(engine, whole, start):
+    ids = tokens(start + 4, seed=start)
+    engine.prefill(ids[:start])
+    rows = engine.verify(ids[start:])
+    np.testing.assert_allclose(rows, step_by_step(whole, ids)[start:], atol=LIMIT)
+    engine.rewind(start + 1)
+    again = engine.step(ids[start + 1])
+    np.testing.assert_allclose(again, rows[1], atol=LIMIT)
+
+
+def test_more_tokens_than_the_graph_takes_at_once_are_not_verified(engine):
+    assert engine.verify_limit == 4
+    assert engine.verify(tokens(5)) is None
+    assert engine.position == 0
+
+
+def test_a_sequence_is_not_taken_up_where_a_ring_has_lost_it(engine):
+    ids = tokens(40)
+    engine.append(ids)
+    with pytest.raises(InferenceError, match="no longer holds"):
+        engine.rewind(10)
+    assert engine.position == 40
+    assert engine.resume(ids[:20] + tokens(4, seed=9)) == 0
+    assert engine.position == 0
+
+
+def test_what_two_prompts_have_in_common_is_kept(engine, whole):
+    ids, other = tokens(19), [*tokens(17), 3, 7, 5]
+    engine.append(ids)
+    assert engine.resume(other) == 17
+    np.testing.assert_allclose(engine.append(other[17:]), step_by_step(whole, other)[-1], atol=LIMIT)
+
+
+@pytest.mark.parametrize("count", [6, 20, 50])
+def test_a_state_is_taken_up_by_another_engine_and_through_bytes(graphs, engine, count):
+    ids, more = tokens(count), tokens(6, seed=2)
+    engine.prefill(ids)
+    state = engine.export_state()
+    expected = step_by_step(engine, more)
+    second = KvEngine(CompiledExecutor(graphs / "bucketed.tflite", 1, None))
+    second.append(tokens(55, seed=3))
+    second.import_state(decode_state(encode_state(state)))
+    assert second.position == count
+    np.testing.assert_allclose(step_by_step(second, more), expected, atol=LIMIT)
+
+
+def test_the_signature_runner_computes_the_same_at_the_longest_context(graphs, whole):
+    runner = KvEngine(SignatureExecutor(graphs / "bucketed.tflite", choose_runtime(), 1))
+    assert runner.allocated_tokens == runner.context_tokens == 64
+    ids = tokens(30)
+    np.testing.assert_allclose(runner.append(ids), step_by_step(whole, ids)[-1], atol=LIMIT)
+
+
+def prompts_with(prefix, count):
+    return [[*prefix, *tokens(5, seed=100 + number)] for number in range(count)]
+
+
+def test_prompts_that_begin_alike_are_computed_from_where_they_differ(engine, whole):
+    cache = PrefixCache("m")
+    prefix = tokens(36)
+    found = []
+    for ids in prompts_with(prefix, 3):
+        engine.reset()
+        found.append(cache.prefill(engine, ids))
+        logits = engine.step(ids[-1])
+        whole.reset()
+        np.testing.assert_allclose(logits, step_by_step(whole, ids)[-1], atol=LIMIT)
+    # The second shows what they share, the third has it.
+    assert found == [0, 0, 36]
+
+
+def test_the_least_recently_used_state_goes_first_and_the_limit_holds(engine):
+    engine.prefill(tokens(40))
+    size = engine.export_state().size_bytes
+    cache = PrefixCache("m", limit_bytes=2 * size)
+    for seed in (1, 2):
+        engine.reset()
+        engine.prefill(tokens(40, seed))
+        cache.put(engine.export_state())
+    assert cache.longest([*tokens(40, 1), 5]) is not None
+    engine.reset()
+    engine.prefill(tokens(40, 3))
+    cache.put(engine.export_state())
+    assert [cache.longest([*tokens(40, seed), 5]) is not None for seed in (1, 2, 3)] == [True, False, True]
+    assert cache.size_bytes <= 2 * size
+
+
+def test_states_on_disk_survive_a_restart_but_not_another_model_or_damage(engine, tmp_path: Path):
+    ids = tokens(40)
+    engine.prefill(ids)
+    PrefixCache("m", directory=tmp_path).put(engine.export_state())
+    asked = [*ids, 5]
+    assert PrefixCache("m", directory=tmp_path).longest(asked)[0] == 40
+    assert PrefixCache("other", directory=tmp_path).longest(asked) is None
+    (file,) = tmp_path.iterdir()
+    raw = bytearray(file.read_bytes())
+    raw[len(raw) // 2] ^= 1
+    file.write_bytes(raw)
+    assert PrefixCache("m", directory=tmp_path).longest(asked) is None
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_disk_that_cannot_be_written_and_a_state_that_is_too_large_are_done_without(engine, tmp_path):
+    blocked = tmp_path / "file"
+    blocked.write_text("no folder")
+    ids = tokens(40)
+    engine.prefill(ids)
+    cache = PrefixCache("m", limit_bytes=10, directory=blocked)
+    cache.put(engine.export_state())
+    assert cache.longest([*ids, 5]) is None
