@@ -349,7 +349,14 @@ class Board:
 
     def wait(self, is_met: Callable[[], Any], what: str, timeout_s: float = PATIENCE_S) -> Any:
         """Wait for something as long as it runs."""
-        return wait_for(is_met, timeout_s, lambda: f"{what}; {self._machine.tail(2500)}")
+
+        def found() -> Any:
+            value = is_met()
+            if not value and not self._machine.is_running:
+                raise MeasurementError(f"it went off: {what}; {self._machine.tail(2500)}")
+            return value
+
+        return wait_for(found, timeout_s, lambda: f"{what}; {self._machine.tail(2500)}")
 
     def hears(self, part: str) -> bool:
         """Whether the broker passed on a message with `part` in its topic since it was started."""
