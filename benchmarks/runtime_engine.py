@@ -4,7 +4,7 @@
 
 Requests, one JSON object a line; each is answered with one:
 
-* ``generate``: `tokens` and `count`: greedy from an empty cache, by single steps; ``plain`` runs the signature runner;
+* ``generate``: `tokens` and `count`: greedy from an empty cache, by single steps;
 * ``write``: `tokens` and `count`: greedy by the generation loop, with all that makes it faster;
 * ``schema``: `prompts`, `schema`, `max_tokens`: whole greedy answers held to the schema;
 * ``prefix``: `prefix` and `suffixes`: seconds to the first token, for the first and for those after it;
@@ -52,15 +52,21 @@ class Child:
     def generate(self, tokens: list[int], count: int) -> dict[str, Any]:
         """Greedy, by single steps."""
         engine = self.engine
-        started = time.perf_counter()
+        started, work = time.perf_counter(), time.process_time()
         engine.reset()
         logits = engine.append(tokens)
         said = [int(logits.argmax())]
-        first = time.perf_counter()
+        first, first_work = time.perf_counter(), time.process_time()
         while len(said) <= count:
             said.append(int(engine.step(said[-1]).argmax()))
-        ended = time.perf_counter()
-        return {"tokens": said, "first_s": first - started, "decode_s": ended - first, "count": count}
+        return {
+            "tokens": said,
+            "first_s": first - started,
+            "decode_s": time.perf_counter() - first,
+            "first_cpu_s": first_work - work,
+            "decode_cpu_s": time.process_time() - first_work,
+            "count": count,
+        }
 
     def write(self, tokens: list[int], count: int) -> dict[str, Any]:
         """Greedy, by the generation loop."""

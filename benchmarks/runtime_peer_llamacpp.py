@@ -41,7 +41,7 @@ def _generate(model: Any, tokens: list[int], count: int) -> dict[str, Any]:
     llama_cpp.llama_memory_clear(llama_cpp.llama_get_memory(model.ctx), True)
     model.reset()
     said: list[int] = []
-    marks = [time.perf_counter()]
+    marks, work = [time.perf_counter()], [time.process_time()]
     model.eval(tokens)
     vocab = model.n_vocab()
     while True:
@@ -49,10 +49,18 @@ def _generate(model: Any, tokens: list[int], count: int) -> dict[str, Any]:
         logits = np.ctypeslib.as_array(ctypes.cast(pointer, ctypes.POINTER(ctypes.c_float)), shape=(vocab,))
         said.append(int(logits.argmax()))
         marks.append(time.perf_counter())
+        work.append(time.process_time())
         if len(said) > count:
             break
         model.eval(said[-1:])
-    return {"tokens": said, "first_s": marks[1] - marks[0], "decode_s": marks[-1] - marks[1], "count": count}
+    return {
+        "tokens": said,
+        "first_s": marks[1] - marks[0],
+        "decode_s": marks[-1] - marks[1],
+        "first_cpu_s": work[1] - work[0],
+        "decode_cpu_s": work[-1] - work[1],
+        "count": count,
+    }
 
 
 def _schema(model: Any, prompts: list[str], schema: dict[str, Any], max_tokens: int) -> dict[str, Any]:

@@ -32,7 +32,7 @@ def write_tokenizer(reader: Any, path: Path) -> None:
     added = [
         _added(index, pieces[index], special=kinds[index] == _CONTROL)
         for index in range(len(pieces))
-        if kinds[index] == _CONTROL or (kinds[index] == _USER_DEFINED and not _is_spaces(pieces[index]))
+        if kinds[index] in (_CONTROL, _USER_DEFINED)
     ]
     document = {
         "version": "1.0",
@@ -66,14 +66,18 @@ def write_tokenizer(reader: Any, path: Path) -> None:
     path.write_text(json.dumps(document, ensure_ascii=False, separators=(",", ":")), "utf-8")
 
 
-def _added(index: int, content: str, *, special: bool) -> dict[str, Any]:
+def _added(index: int, piece: str, *, special: bool) -> dict[str, Any]:
+    """A piece that is found before all merging, the longest first.
+
+    Runs of spaces are found once spaces are written as U+2581, as the vocabulary has them.
+    """
     return {
         "id": index,
-        "content": content,
+        "content": piece.replace(" ", _SPACE) if _is_spaces(piece) else piece,
         "single_word": False,
         "lstrip": False,
         "rstrip": False,
-        "normalized": False,
+        "normalized": _is_spaces(piece),
         "special": special,
     }
 
@@ -90,8 +94,6 @@ def _merges(vocabulary: dict[str, int], scores: list[float], kinds: list[int]) -
         for cut in range(1, len(piece)):
             left, right = piece[:cut], piece[cut:]
             if left in vocabulary and right in vocabulary:
-                # SentencePiece takes runs of spaces first, the longest there is: here they grow before all else.
-                rank = len(piece) - 1e9 if _is_spaces(piece) else -scores[index]
-                found.append((rank, vocabulary[left], vocabulary[right], left, right))
+                found.append((-scores[index], vocabulary[left], vocabulary[right], left, right))
     found.sort()
     return [(left, right) for *_, left, right in found]

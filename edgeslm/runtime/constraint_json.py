@@ -53,4 +53,5 @@ class JsonPlace:
         if parts is None:
             return False
         whole, exponent = parts.groups()
-        return len(whole) + int(exponent[:6] if exponent else 0) > _MAX_DECIMAL_EXPONENT + 1
+        digits = (exponent or b"").lstrip(b"0")[:6]
+        return len(whole) + int(digits or b"0") > _MAX_DECIMAL_EXPONENT + 1

@@ -356,6 +356,8 @@ def test_the_same_form_is_made_ready_once_and_old_ones_go(forms):
         (b'{"a":1e30', b"9", True),
         (b'{"a":-1234E+30', b"7", True),
         (b'{"a":1e-99', b"9", False),
+        (b'{"a":1e00000', b"999", True),
+        (b'{"a":1e00000', b"99", False),
         (b'{"a":1.5', b"e999", True),
         (b'{"a":"1e30', b"9", False),
         (b"[true,1e30,2", b"9", False),
