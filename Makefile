@@ -35,10 +35,10 @@ test-slow: $(VENV)/.dev  ## Tests that need minutes
 	@$(BIN)/python -m pytest -m slow --timeout 1200 --ignore tests/slow/test_boot.py --ignore tests/slow/test_boot_pi.py $(ARGS)
 
 test-boot: $(VENV)/.dev  ## A prepared image in QEMU: it joins, answers, is updated, and outlasts ten power cuts
-	@$(BIN)/python -m pytest -m slow --timeout 1800 tests/slow/test_boot.py $(ARGS)
+	@$(BIN)/python -m pytest -m slow tests/slow/test_boot.py $(ARGS)
 
 test-boot-pi: $(VENV)/.dev  ## The same card in an emulated Raspberry Pi 3B, for nightly runs (ten minutes)
-	@$(BIN)/python -m pytest -m slow --timeout 3000 tests/slow/test_boot_pi.py $(ARGS)
+	@$(BIN)/python -m pytest -m slow tests/slow/test_boot_pi.py $(ARGS)
 
 test-service: $(VENV)/.dev  ## The service under a real systemd, in namespaces of its own (root; else it is skipped)
 	@$(BIN)/python -m pytest -m slow --timeout 900 tests/slow/test_service.py tests/slow/test_install_arm64.py $(ARGS)

@@ -21,7 +21,7 @@ from edgeslm.sim.qemu import Emulation
 
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.timeout(3000),
+    pytest.mark.timeout(3600),
     pytest.mark.skipif(boot_rig.missing() is not None, reason=f"install it first: {boot_rig.missing()}"),
 ]
 
