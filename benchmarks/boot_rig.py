@@ -48,7 +48,7 @@ agent:
   metrics: {interval_s: 10}
   updates:
     policy:
-      gate: {speed: null, energy: null, memory: null, required: [answers], min_rounds: 4, max_rounds: 4, block_s: 0.1}
+      gate: {speed: 10, energy: 10, memory: 10, required: [answers], inconclusive: commit, max_rounds: 6, block_s: 0.1}
       load_s: 600
       answer_s: 600
 """

@@ -24,6 +24,7 @@ FOLDER_VARIABLE = "EDGESLM_BENCH_GEMMA"
 """Directory with what `benchmarks.gemma.convert` made; else ``out/gemma``, where it is made if it is missing."""
 PEERS_VARIABLE = "EDGESLM_BENCH_PEERS"
 """Python that has llama-cpp-python and litert-lm-api; else the one that runs the benchmark."""
+_ROOT = Path(__file__).parents[1]
 QUANTIZE = (
     "import llama_cpp, sys; p = llama_cpp.llama_model_quantize_default_params(); "
     "p.ftype = 7; p.allow_requantize = True; "
@@ -46,7 +47,12 @@ class EngineProcess:
         self.name = name
         self._errors = tempfile.TemporaryFile("w+")  # noqa: SIM115 - lives as long as the process
         self._process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._errors, text=True
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._errors,
+            text=True,
+            cwd=_ROOT,  # where `benchmarks` can be imported
         )
         self.ready = self._read()
 
@@ -107,7 +113,7 @@ class Models:
             try:
                 convert(self.folder)
             except EdgeslmError as error:
-                raise MeasurementError(f"no model: {error} {error.hint or ''}") from error
+                raise MeasurementError(f"no model: {error}") from error
         return path
 
     def _gguf(self) -> Path:
@@ -128,7 +134,7 @@ class Models:
 
     @staticmethod
     def _run(command: Sequence[str], package: str) -> None:
-        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=1800)
+        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=1800, cwd=_ROOT)
         if done.returncode != 0:
             last = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
             raise MeasurementError(f"{package} is missing or failed: {last}")

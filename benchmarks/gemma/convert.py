@@ -135,7 +135,7 @@ def main() -> int:
     try:
         package = convert(parser.parse_args().out)
     except EdgeslmError as error:
-        print(f"{error}\n{error.hint or ''}".rstrip(), file=sys.stderr)
+        print(error, file=sys.stderr)
         return 1
     print(package)
     return 0

@@ -57,6 +57,7 @@ class _Point:
     min_w: float
     max_w: float
     energy_j: float
+    seconds: float
 
 
 @dataclass(slots=True)
@@ -130,6 +131,7 @@ class Gatherer:
                         interval.power_w,
                         interval.power_w,
                         interval.energy_j,
+                        interval.end_s - interval.start_s,
                     )
                 )
                 del self._points[:-_MOST_POINTS]
@@ -138,6 +140,8 @@ class Gatherer:
                 last.min_w = min(last.min_w, interval.power_w)
                 last.max_w = max(last.max_w, interval.power_w)
                 last.energy_j += interval.energy_j
+                # Between two looks there may be a gap that nobody saw; it has no part in the mean.
+                last.seconds += interval.end_s - interval.start_s
             if interval.settlement is not None:
                 for share in interval.settlement.shares:
                     key = (share.kind, share.model, share.rule)
@@ -172,7 +176,7 @@ class Gatherer:
                 PowerPoint(
                     ago_s=round(now_s - point.end_s, 2),
                     min_w=round(point.min_w, 4),
-                    mean_w=round(point.energy_j / max(point.end_s - point.start_s, 1e-6), 4),
+                    mean_w=round(point.energy_j / max(point.seconds, 1e-6), 4),
                     max_w=round(point.max_w, 4),
                 )
                 for point in points

@@ -23,7 +23,7 @@ from edgeslm.flash.base.bytecode import Compiler, find_compiler
 from edgeslm.flash.base.fetch import KEYRING, PackageFile, PackageSource, Told, sources
 from edgeslm.flash.base.initrd import make_initrd, with_needed
 from edgeslm.flash.base.recipe import BOOT_LABEL, INITRD, KERNEL, ROOT_LABEL, SUITE, Recipe
-from edgeslm.flash.base.root import RootFiles, module_reader, write_root
+from edgeslm.flash.base.root import RootFiles, module_aliases, module_reader, write_root
 from edgeslm.flash.base.table import TAIL_BYTES, Span, table_bytes
 from edgeslm.flash.image.sparse import copy_sparse
 from edgeslm.flash.image.tools import run_tool
@@ -32,6 +32,7 @@ _MIB = 2**20
 _ALIGN = 4 * _MIB
 _INODE_BYTES = 256
 _WORK = "edgeslm-base-"
+_LINK = "disk.img"
 _SPACE = uuid.UUID("1d0b5a7c-6d7e-5b43-9d2f-2f1c55a0b001")
 """Identities of images are derived from what they hold, below this."""
 
@@ -218,7 +219,7 @@ def _aligned(size_bytes: int) -> int:
 def _make_boot(
     recipe: Recipe, root: RootFiles, image: Path, span: Span, identity: uuid.UUID, directory: Path
 ) -> None:
-    modules = with_needed(recipe.modules, module_reader(root))
+    modules = with_needed(recipe.modules, module_reader(root), module_aliases(root))
     files = {
         **root.boot,
         **recipe.boot_texts(),
@@ -237,8 +238,13 @@ def _make_boot(
         ],
         time_s=root.time_s,
     )
-    paths = [str(directory / name) for name in sorted(files)]
-    run_tool(["mcopy", "-Q", "-m", "-i", f"{image}@@{span.start}", *paths, "::/"], time_s=root.time_s)
+    # mtools gives names of images to a shell, so this one is called by a name of ours.
+    (directory / _LINK).symlink_to(image.absolute())
+    run_tool(
+        ["mcopy", "-Q", "-m", "-i", f"{_LINK}@@{span.start}", *sorted(files), "::/"],
+        time_s=root.time_s,
+        cwd=directory,
+    )
 
 
 def _make_root(root: RootFiles, image: Path, span: Span, identity: uuid.UUID, archive: Path) -> None:

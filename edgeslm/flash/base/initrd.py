@@ -77,12 +77,15 @@ def is_module(path: str) -> bool:
     return bool(_SUFFIX.search(path))
 
 
-def with_needed(wanted: Iterable[str], read: Callable[[str], bytes | None]) -> dict[str, bytes]:
+def with_needed(
+    wanted: Iterable[str], read: Callable[[str], bytes | None], aliases: Mapping[str, str] | None = None
+) -> dict[str, bytes]:
     """Modules and all that they need, in an order in which they can be loaded.
 
     Args:
         wanted: names; those that the kernel does not have as a module are passed over.
         read: the file of a module by its name, packed as it is; ``None`` where there is none.
+        aliases: names of modules by what else they are asked for as, such as ``crypto_crc32c``.
     """
     found: dict[str, bytes] = {}
     entered: set[str] = set()
@@ -93,6 +96,8 @@ def with_needed(wanted: Iterable[str], read: Callable[[str], bytes | None]) -> d
         entered.add(name)
         packed = read(name)
         if packed is None:
+            if aliases is not None and name in aliases:
+                add(aliases[name])
             return
         data = _unpacked(name, packed)
         for needed in _needs(data):

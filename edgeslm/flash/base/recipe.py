@@ -13,7 +13,7 @@ from edgeslm.schema.board import Board
 
 SUITE = "trixie"
 ARCHITECTURE = "arm64"
-FORMAT = 1
+FORMAT = 2
 """Part of what an image is known by: raise it when the same packages are to give another image."""
 
 BOOT_LABEL, ROOT_LABEL = "bootfs", "rootfs"

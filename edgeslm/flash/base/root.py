@@ -267,3 +267,10 @@ def module_reader(found: RootFiles) -> Read:
         return None if path is None else path.read_bytes()
 
     return read
+
+
+def module_aliases(found: RootFiles) -> dict[str, str]:
+    """Names of modules by what else they are asked for as, from what depmod wrote; patterns are left out."""
+    lines = (found.modules / "lib/modules" / found.kernel_version / "modules.alias").read_text().splitlines()
+    rows = [line.split() for line in lines if line.startswith("alias ") and "*" not in line]
+    return {row[1].replace("-", "_"): row[2] for row in reversed(rows) if len(row) == 3}

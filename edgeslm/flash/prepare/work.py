@@ -213,6 +213,7 @@ class _Work:
         least_bytes = least_free_bytes(entries)
         try:
             image.ensure_free(max(wanted_bytes, least_bytes))
+            image.ensure_room(entries)
         except PartitionError as error:
             free_bytes = image.root.free_bytes()
             if free_bytes < least_bytes:

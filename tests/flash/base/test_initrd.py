@@ -54,6 +54,18 @@ def test_every_module_comes_after_those_that_it_needs(wanted: list[str]) -> None
         assert order.index("virtio_ring") < order.index("virtio_blk")
 
 
+def test_a_module_that_is_asked_for_by_another_name_is_found() -> None:
+    modules = {
+        "ext4": module_bytes(depends="jbd2").replace(b"license=GPL", b"softdep=pre: crypto-crc32c"),
+        "jbd2": module_bytes(),
+        "crc32c_generic": module_bytes(),
+    }
+    aliases = {"crypto_crc32c": "crc32c_generic", "crc32c": "crc32c_generic"}
+    order = list(with_needed(["ext4"], modules.get, aliases))
+    assert order == ["jbd2", "crc32c_generic", "ext4"]
+    assert list(with_needed(["ext4"], modules.get)) == ["jbd2", "ext4"]
+
+
 def test_modules_that_the_kernel_has_built_in_are_passed_over() -> None:
     assert with_needed(["ext4", "sd_mod"], MODULES.get).keys() == {"crc32c", "jbd2", "mbcache", "ext4"}
 
