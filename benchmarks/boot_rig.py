@@ -25,6 +25,7 @@ from typing import Any
 from benchmarks.agent_rig import MeasurementError
 from benchmarks.update_fleet_rig import Visitor, free_ports
 from edgeslm import topics
+from edgeslm.children import bound_to_parent
 from edgeslm.cli.wiring import package_path
 from edgeslm.flash.image.image import open_image
 from edgeslm.flash.image.sparse import copy_part
@@ -122,7 +123,7 @@ class BootRig:
         log = self.directory / "serve.log"
         with log.open("ab") as said:
             service = subprocess.Popen(
-                [sys.executable, "-m", "edgeslm", "fleet", "serve", "--broker", "--releases-port", "0"],
+                bound_to_parent([sys.executable, "-m", "edgeslm", "fleet", "serve", "--broker", "--releases-port", "0"]),
                 stdin=subprocess.DEVNULL, stdout=said, stderr=subprocess.STDOUT,
                 env={**os.environ, "EDGESLM_FLEET_DIR": str(self.fleet_dir)},
             )  # fmt: skip

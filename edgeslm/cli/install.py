@@ -19,8 +19,6 @@ from edgeslm.errors import DamagedInstallError, InstallHereError, WrongMachineEr
 if TYPE_CHECKING:
     from edgeslm.flash.payload.whole import BoardSystem
 
-_MAX_GROUP_BYTES = 2**20
-
 root_option = click.option(
     "--root",
     type=click.Path(path_type=Path, file_okay=False, exists=True),
@@ -142,8 +140,7 @@ def _system(root: Path) -> BoardSystem:
         WrongMachineError: it has no Python, or nothing tells what processor it is for.
     """
     from edgeslm.flash.image.facts import read_facts  # noqa: PLC0415
-    from edgeslm.flash.payload.environment import BoardPython  # noqa: PLC0415
-    from edgeslm.flash.payload.whole import BoardSystem  # noqa: PLC0415
+    from edgeslm.flash.payload.systems import board_system  # noqa: PLC0415
     from edgeslm.flash.tree import DirectoryTree  # noqa: PLC0415
 
     tree = DirectoryTree(root)
@@ -154,11 +151,7 @@ def _system(root: Path) -> BoardSystem:
         )
     if facts.machine is None:
         raise WrongMachineError(f"nobody can tell what processor the programs in {root} are for")
-    text = b""
-    if tree.stat("/etc/group") is not None:
-        text = tree.read("/etc/group", max_bytes=_MAX_GROUP_BYTES)
-    groups = frozenset(line.partition(":")[0] for line in text.decode("utf-8", "replace").splitlines())
-    return BoardSystem(BoardPython(facts.python, facts.python_path), facts.machine, facts.glibc, groups)
+    return board_system(facts, tree)
 
 
 @contextmanager
