@@ -121,9 +121,10 @@ class BootRig:
     def serving(self) -> Iterator[None]:
         """The broker runs, and the fleet answers."""
         log = self.directory / "serve.log"
+        command = [sys.executable, "-m", "edgeslm", "fleet", "serve", "--broker", "--releases-port", "0"]
         with log.open("ab") as said:
             service = subprocess.Popen(
-                bound_to_parent([sys.executable, "-m", "edgeslm", "fleet", "serve", "--broker", "--releases-port", "0"]),
+                bound_to_parent(command),
                 stdin=subprocess.DEVNULL, stdout=said, stderr=subprocess.STDOUT,
                 env={**os.environ, "EDGESLM_FLEET_DIR": str(self.fleet_dir)},
             )  # fmt: skip
