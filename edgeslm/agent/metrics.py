@@ -121,27 +121,24 @@ class Gatherer:
 
     def add_interval(self, interval: Interval) -> None:
         """A look at the board."""
+        seconds = interval.end_s - interval.start_s
+        # What was drawn since the look before counts as well as what is drawn at this one: a busy board looks seldom.
+        between_w = interval.energy_j / seconds if seconds > 0 else interval.power_w
+        low_w, high_w = sorted((interval.power_w, between_w))
         with self._lock:
             last = self._points[-1] if self._points else None
             if last is None or interval.end_s - last.start_s > POINT_S:
                 self._points.append(
-                    _Point(
-                        interval.start_s,
-                        interval.end_s,
-                        interval.power_w,
-                        interval.power_w,
-                        interval.energy_j,
-                        interval.end_s - interval.start_s,
-                    )
+                    _Point(interval.start_s, interval.end_s, low_w, high_w, interval.energy_j, seconds)
                 )
                 del self._points[:-_MOST_POINTS]
             else:
                 last.end_s = interval.end_s
-                last.min_w = min(last.min_w, interval.power_w)
-                last.max_w = max(last.max_w, interval.power_w)
+                last.min_w = min(last.min_w, low_w)
+                last.max_w = max(last.max_w, high_w)
                 last.energy_j += interval.energy_j
                 # Between two looks there may be a gap that nobody saw; it has no part in the mean.
-                last.seconds += interval.end_s - interval.start_s
+                last.seconds += seconds
             if interval.settlement is not None:
                 for share in interval.settlement.shares:
                     key = (share.kind, share.model, share.rule)

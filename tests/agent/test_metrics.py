@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from edgeslm.agent.metrics import Gatherer, Outcome
 from edgeslm.power.attribution import Interval, Settlement, Share
@@ -59,3 +61,21 @@ def test_outcomes_are_counted_by_model_and_fate() -> None:
     assert first.decode_tps == 20.0
     assert first.j_per_token == pytest.approx(6.0 / 15)
     assert (second.failed, second.j_per_token, second.decode_tps) == (1, None, None)
+
+
+@given(
+    st.lists(
+        st.tuples(st.floats(0.01, 30), st.floats(0, 20), st.floats(0, 400), st.floats(0, 5)),
+        min_size=1,
+        max_size=20,
+    )
+)
+def test_the_mean_lies_between_the_lowest_and_the_highest_however_seldom_the_board_looks(
+    looks: list[tuple[float, float, float, float]],
+) -> None:
+    gatherer, now_s = Gatherer(), 0.0
+    for seconds, power_w, energy_j, gap_s in looks:
+        gatherer.add_interval(Interval(now_s, now_s + seconds, energy_j, power_w, "estimated", None))
+        now_s += seconds + gap_s
+    for point in gatherer.take_energy(now_s).points:
+        assert point.min_w - 1e-3 <= point.mean_w <= point.max_w + 1e-3
