@@ -9,8 +9,9 @@ ARGS ?=
 NODE_RED_VERSION := 4.1.15
 ASYNCAPI_PARSER_VERSION := 3.6.3
 PYSPARKPLUG_VERSION := 0.6.1
+NIGHTLY := tests/slow/test_boot_pi.py tests/slow/test_read_only_root.py
 
-.PHONY: test-boot test-boot-pi docs-contract test-contract test-node-red test-sparkplug
+.PHONY: test-boot test-nightly docs-contract test-contract test-node-red test-sparkplug
 .PHONY: help demo example-smart-home test check model bench docs-cli test-slow test-service test-tflite test-mosquitto test-homeassistant clean distclean
 
 help:  ## List the targets
@@ -32,13 +33,14 @@ check: $(VENV)/.dev  ## ruff, mypy strict, import contract
 	@$(BIN)/lint-imports
 
 test-slow: $(VENV)/.dev  ## Tests that need minutes
-	@$(BIN)/python -m pytest -m slow --timeout 1200 --ignore tests/slow/test_boot.py --ignore tests/slow/test_boot_pi.py $(ARGS)
+	@$(BIN)/python -m pytest -m slow --timeout 1200 --ignore tests/slow/test_boot.py \
+	  $(addprefix --ignore ,$(NIGHTLY)) $(ARGS)
 
 test-boot: $(VENV)/.dev  ## A prepared image in QEMU: it joins, answers, is updated, and outlasts ten power cuts
 	@$(BIN)/python -m pytest -m slow tests/slow/test_boot.py $(ARGS)
 
-test-boot-pi: $(VENV)/.dev  ## The same card in an emulated Raspberry Pi 3B, for nightly runs (ten minutes)
-	@$(BIN)/python -m pytest -m slow tests/slow/test_boot_pi.py $(ARGS)
+test-nightly: $(VENV)/.dev  ## Emulated boards that take too long for each change: a Raspberry Pi 3B, a root that is only read
+	@$(BIN)/python -m pytest -m slow $(NIGHTLY) $(ARGS)
 
 test-service: $(VENV)/.dev  ## The service under a real systemd, in namespaces of its own (root; else it is skipped)
 	@$(BIN)/python -m pytest -m slow --timeout 900 tests/slow/test_service.py tests/slow/test_install_arm64.py $(ARGS)
