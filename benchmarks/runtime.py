@@ -14,7 +14,7 @@ from typing import Any
 from benchmarks import runtime_schema
 from benchmarks.report import Benchmark, Found, Group, run
 from benchmarks.runtime_rig import Models, middle, paired, ratio_of
-from edgeslm.runtime.tokenizer import Tokenizer
+from edgeslm.runtime.tokenizer import JsonTokenizer
 
 BARS = {
     "decode_vs_llamacpp_min": (">=", 1.0),
@@ -84,7 +84,7 @@ class Figures:
     def tokens(self, text: str) -> list[int]:
         """Ids of `text`, which begin a sequence."""
         self.models.package()
-        return Tokenizer(self.models.folder / "tokenizer.json").encode(BEGIN + text)
+        return JsonTokenizer(self.models.folder / "tokenizer.json").encode(BEGIN + text)
 
     def decode(self, quick: bool) -> Found:
         """Tokens a second at several fills, and prefill, against llama.cpp."""

@@ -461,6 +461,99 @@ class ProofError(ModelLoadError):
     """A graph loads but computes other values than its package promises."""
 
 
+class PreflightError(ModelLoadError):
+    """A graph would not do on this machine: shown before a load, or by a process that tried it in our stead."""
+
+
+class ProcessorError(PreflightError):
+    """The processor cannot do what a graph or its runtime asks of it.
+
+    Attributes:
+        missing: its features that are wanted, in the kernel's words; empty where nobody knows which.
+    """
+
+    def __init__(
+        self, message: str, *, path: str, missing: tuple[str, ...] = (), hint: str | None = None
+    ) -> None:
+        super().__init__(message, path=path, hint=hint)
+        self.missing = missing
+
+
+class SystemLibraryError(PreflightError):
+    """The C library of this system is older than the one that the runtime was built for.
+
+    Attributes:
+        expected, actual: versions.
+    """
+
+    def __init__(
+        self, message: str, *, path: str, expected: str, actual: str, hint: str | None = None
+    ) -> None:
+        super().__init__(message, path=path, hint=hint)
+        self.expected = expected
+        self.actual = actual
+
+
+class MemoryShortError(PreflightError):
+    """A model does not fit into the memory that is free.
+
+    Attributes:
+        needed_bytes: as predicted; ``None`` where the load ran out of memory all the same.
+        free_bytes: what there was.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        path: str,
+        needed_bytes: int | None,
+        free_bytes: int | None,
+        hint: str | None = None,
+    ) -> None:
+        super().__init__(message, path=path, hint=hint)
+        self.needed_bytes = needed_bytes
+        self.free_bytes = free_bytes
+
+
+class OperationMissingError(PreflightError):
+    """A graph needs operations that the runtime does not have.
+
+    Attributes:
+        operations: their names.
+    """
+
+    def __init__(
+        self, message: str, *, path: str, operations: tuple[str, ...], hint: str | None = None
+    ) -> None:
+        super().__init__(message, path=path, hint=hint)
+        self.operations = operations
+
+
+class GraphCrashError(PreflightError):
+    """The process that tried a graph died of it.
+
+    Attributes:
+        signal: what it died of, such as ``SIGSEGV``; ``None`` where it ended by itself, without a word.
+    """
+
+    def __init__(self, message: str, *, path: str, signal: str | None, hint: str | None = None) -> None:
+        super().__init__(message, path=path, hint=hint)
+        self.signal = signal
+
+
+class GraphHangError(PreflightError):
+    """The process that tried a graph came to no end.
+
+    Attributes:
+        waited_s: seconds that it was given.
+    """
+
+    def __init__(self, message: str, *, path: str, waited_s: float, hint: str | None = None) -> None:
+        super().__init__(message, path=path, hint=hint)
+        self.waited_s = waited_s
+
+
 class RuntimeMissingError(EdgeslmError):
     """No TFLite runtime that can run this model is installed."""
 

@@ -2,8 +2,8 @@
 
     python -m benchmarks.gemma.convert --out DIR
 
-leaves ``gemma-3-270m.slm`` in DIR, and beside it what it was made of. Needs `gguf`, and the package that carries the
-weights. A base model: it goes on with a text and follows no instructions.
+leaves ``gemma-3-270m.slm`` in DIR, and beside it what it was made of. Needs `gguf` and `sentencepiece`, and the
+package that carries the weights. A base model: it goes on with a text and follows no instructions.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from typing import Any, Final
 import edgeslm
 from benchmarks.gemma.flatgraph import ModelWriter
 from benchmarks.gemma.network import GemmaWeights, add_signature, quantize
+from benchmarks.gemma.sentencepiece_model import write_model
 from benchmarks.gemma.tokenizer import write_tokenizer
 from benchmarks.gemma.weights import PACKAGE, assemble, open_gguf, read_shape, read_tensors
 from edgeslm.errors import EdgeslmError
@@ -24,7 +25,7 @@ from edgeslm.models.packing import pack
 from edgeslm.runtime.backend import choose_runtime
 from edgeslm.runtime.engine import KvEngine
 from edgeslm.runtime.executor import CompiledExecutor
-from edgeslm.runtime.tokenizer import Tokenizer
+from edgeslm.runtime.tokenizer_sentencepiece import SentencePieceTokenizer
 
 NAME: Final = "gemma-3-270m"
 GRAPH: Final = f"{NAME}.tflite"
@@ -88,8 +89,9 @@ def convert(out: Path) -> Path:
     out.mkdir(parents=True, exist_ok=True)
     choose_runtime("ai-edge-litert")
     reader = open_gguf(assemble(out))
-    tokenizer_file, graph, license_file = out / "tokenizer.json", out / GRAPH, out / "LICENSE-gemma.txt"
-    write_tokenizer(reader, tokenizer_file)
+    tokenizer_file, graph, license_file = out / "tokenizer.model", out / GRAPH, out / "LICENSE-gemma.txt"
+    write_model(reader, tokenizer_file)
+    write_tokenizer(reader, out / "tokenizer.json")
     weights = quantize(read_shape(reader), read_tensors(reader))
     write_graph(weights, graph)
     write_plain_graph(weights, out / PLAIN_GRAPH)
@@ -97,7 +99,7 @@ def convert(out: Path) -> Path:
         "Gemma is provided under and subject to the Gemma Terms of Use found at ai.google.dev/gemma/terms\n",
         "utf-8",
     )
-    tokens = Tokenizer(tokenizer_file).encode(BEGIN + PROOF_TEXT)
+    tokens = SentencePieceTokenizer(tokenizer_file).encode(BEGIN + PROOF_TEXT)
     draft = {
         "format": 1,
         "name": NAME,
@@ -112,7 +114,7 @@ def convert(out: Path) -> Path:
                 "proof": prove(graph, tokens),
             }
         ],
-        "tokenizer": {"kind": "tokenizers-json", "file": tokenizer_file.name},
+        "tokenizer": {"kind": "sentencepiece", "file": tokenizer_file.name},
         "context_tokens": max(CONTEXTS),
         "max_prompt_tokens": max(CONTEXTS) - 8,
         "max_answer_tokens": 256,

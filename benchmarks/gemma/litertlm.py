@@ -33,7 +33,7 @@ def build(folder: Path) -> Path:
         builder_module.Metadata(key="Authors", value="edgeslm", dtype=builder_module.DType.STRING)
     )
     builder.add_llm_metadata(str(described))
-    builder.add_hf_tokenizer(str(folder / "tokenizer.json"))
+    builder.add_sentencepiece_tokenizer(str(folder / "tokenizer.model"))
     builder.add_tflite_model(str(folder / PLAIN_GRAPH), builder_module.TfLiteModelType.PREFILL_DECODE)
     path = folder / f"{NAME}.litertlm"
     fresh = path.with_suffix(".partial")

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from edgeslm.agent.ports import EnergyMeter, Model
 from edgeslm.power.port import Cause, EnergyReading
 from edgeslm.runtime.generation import Generation, OnText, ShouldStop
+from edgeslm.runtime.outcome import Outcome
 from edgeslm.schema.message import PromptRequest, Receipt, Result
 
 
@@ -38,6 +39,12 @@ def answer_request(
     """
     span = meter.begin(Cause("prompt", model=model.name, id=request.id, rule=rule))
     started_s = time.monotonic()
+    if request.task != "generate":
+        try:
+            outcome = model.infer(request, should_stop=should_stop)
+        finally:
+            energy = span.end()
+        return _outcome_result(model, request, device, outcome, energy, started_s - accepted_s, paused_s())
     try:
         answer = model.answer(request.prompt, request.options, on_text=on_text, should_stop=should_stop)
     finally:
@@ -50,6 +57,40 @@ def answer_request(
         finish_reason=answer.generation.finish_reason,
         closed=answer.generation.closed,
         receipt=_receipt(model, answer.generation, energy, started_s - accepted_s, paused_s()),
+    )
+
+
+def _outcome_result(
+    model: Model,
+    request: PromptRequest,
+    device: str,
+    outcome: Outcome,
+    energy: EnergyReading,
+    queue_s: float,
+    paused_s: float,
+) -> Result:
+    tokens = outcome.prompt_tokens
+    computing_s = outcome.total_s - paused_s
+    generation = Generation(
+        text="",
+        token_ids=(),
+        prompt_tokens=tokens,
+        cached_tokens=outcome.cached_tokens,
+        finish_reason="stop",
+        prefill_s=computing_s,
+        first_token_s=None,
+        decode_s=0.0,
+        total_s=outcome.total_s,
+    )
+    return Result(
+        id=request.id,
+        device=device,
+        label=next(iter(outcome.scores), None) if outcome.scores is not None else None,
+        scores=None if outcome.scores is None else dict(outcome.scores),
+        embedding=outcome.embedding,
+        tensor=None if outcome.tensor is None else dict(outcome.tensor),
+        finish_reason="stop",
+        receipt=_receipt(model, generation, energy, queue_s, paused_s),
     )
 
 

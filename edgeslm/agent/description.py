@@ -50,7 +50,7 @@ def describe(
         python=platform.python_version(),
         runtime=served[0].runtime_name if served else "none",
         board=identity.board,
-        tasks=tuple(sorted({model.task for model in models})),
+        tasks=tuple(sorted({task for model in served for task in model.tasks})),
         models=models,
         meter=meter_class,
         max_queue=limits.max_queue,

@@ -9,14 +9,15 @@ from edgeslm.link.port import Link, LinkEvents, Message
 from edgeslm.power.port import EnergyMeter
 from edgeslm.runtime.generation import OnText, ShouldStop
 from edgeslm.runtime.model import Answer
+from edgeslm.runtime.outcome import Outcome
 from edgeslm.schema.installed import InstalledPackage
-from edgeslm.schema.message import Options
+from edgeslm.schema.message import Options, PromptRequest, Task
 
 __all__ = ["Activity", "EnergyMeter", "Link", "LinkEvents", "Message", "Model"]
 
 
 class Model(Protocol):
-    """A loaded model; answers on one thread. ``runtime.LoadedModel`` is one."""
+    """A loaded model; answers on one thread. ``runtime.LoadedModel`` and ``runtime.GraphModel`` are such."""
 
     @property
     def installed(self) -> InstalledPackage:
@@ -25,6 +26,14 @@ class Model(Protocol):
     @property
     def name(self) -> str:
         """Name and version."""
+
+    @property
+    def tasks(self) -> tuple[Task, ...]:
+        """What it does."""
+
+    @property
+    def takes_arrays(self) -> bool:
+        """Whether it is asked with arrays; else with text."""
 
     @property
     def graph_file(self) -> str:
@@ -61,6 +70,9 @@ class Model(Protocol):
         should_stop: ShouldStop | None = None,
     ) -> Answer:
         """Answer one prompt; raises ``RequestError`` for the prompt's fault, ``InferenceError`` for its own."""
+
+    def infer(self, request: PromptRequest, *, should_stop: ShouldStop | None = None) -> Outcome:
+        """Do a task other than generating; raises as `answer` does, also where `should_stop` has a reason."""
 
 
 @dataclass(frozen=True)

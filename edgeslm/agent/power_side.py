@@ -149,8 +149,9 @@ class PowerSide:
             return
         request = job.request
         model = models.get(request.model)
-        asked = request.options.max_tokens or model.max_answer_tokens
-        prompt_tokens = model.count_tokens(request.prompt)
+        generates = request.task == "generate"
+        asked = (request.options.max_tokens or model.max_answer_tokens) if generates else 1
+        prompt_tokens = model.count_tokens(request.prompt) if request.tensor is None else 1
         job.plan = self.steward.plan(
             Ask(
                 id=request.id,

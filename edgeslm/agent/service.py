@@ -661,7 +661,7 @@ class Agent:
             self._ask_again(known.request, request, reply, None)
             message.acknowledge()
             return
-        self._check(request)
+        request = self._addressed(request)
         # An alarm must not be lost since the rest waits for energy: it finds as many places again.
         places = self._limits.max_queue * (2 if request.options.priority == "high" else 1)
         if len(self._queue) + len(self._accepting) >= places:
@@ -683,10 +683,10 @@ class Agent:
         """Queue a prompt of the device itself, or tell why not."""
         job: Job | None = None
         try:
-            self._check(asked.request)
+            request = self._addressed(asked.request)
             if len(self._queue) + len(self._accepting) >= self._limits.max_queue:
                 raise BusyError(f"{self._limits.max_queue} prompts are waiting")
-            job = self._job(asked.request, [], time.monotonic())
+            job = self._job(request, [], time.monotonic())
             job.rule, job.told = asked.rule, asked.told
             job.settled.set()
             if self._power is not None:
@@ -707,16 +707,31 @@ class Agent:
         else:
             self._accepting.append((job, message))
 
-    def _check(self, request: PromptRequest) -> None:
-        if request.task != "generate":
-            raise BadRequestError(f"task '{request.task}' is not served here (served: generate)")
-        self._models.get(request.model)
+    def _addressed(self, request: PromptRequest) -> PromptRequest:
+        """`request`, with the name of a model that can do it where it names none and the default cannot.
+
+        Raises:
+            UnknownModelError: the model is not served.
+            BadRequestError: it does not do that task, or none does.
+        """
+        model = self._models.get(request.model)
+        others = self._models.all() if request.model is None else ()
+        if request.task in model.tasks and (not others or _fits(model, request)):
+            return request
+        for other in others:
+            if request.task in other.tasks and _fits(other, request):
+                return request.model_copy(update={"model": other.installed.manifest.name})
+        if request.task in model.tasks:
+            return request  # which says itself what it would take
+        served = ", ".join(dict.fromkeys(task for item in (model, *others) for task in item.tasks))
+        by = f"by {model.name}" if request.model is not None else "here"
+        raise BadRequestError(f"task '{request.task}' is not served {by} (served: {served})")
 
     def _ask_again(
         self, first: PromptRequest, again: PromptRequest, reply: ReplyAddress, running: Job | None
     ) -> None:
         """The same id once more: its one answer goes to this requester too."""
-        if (first.prompt, first.model or again.model) != (again.prompt, again.model or first.model):
+        if not first.asks_as(again) or (first.model or again.model) != (again.model or first.model):
             raise BadRequestError(f"id '{again.id}' was used for another prompt")
         if any(getattr(first.options, name) != getattr(again.options, name) for name in ANSWER_FORMS):
             raise BadRequestError(f"id '{again.id}' was used for another form of answer")
@@ -819,3 +834,8 @@ class Agent:
         return describe(
             self._identity, self._limits, self._models.all(), self._meter.meter_class, self._started_at
         )
+
+
+def _fits(model: Model, request: PromptRequest) -> bool:
+    """Whether `model` takes what `request` brings: arrays or text."""
+    return model.takes_arrays == (request.tensor is not None)

@@ -202,9 +202,11 @@ class Worker:
             model.set_threads(setting.threads)
             result = self._answer(model, job, run.max_tokens, pacing)
             receipt = result.receipt
-            if receipt is not None:
+            # What a model that generates takes for another task says nothing about its answers.
+            is_telling = job.request.task == "generate" or "generate" not in model.tasks
+            if receipt is not None and is_telling:
                 spent = Spent(
-                    receipt.completion_tokens,
+                    max(receipt.completion_tokens, 1),
                     receipt.energy_net_j,
                     max((receipt.total_ms - receipt.queue_ms) / 1e3 - pacing.paused_s, 0.0),
                     complete=result.finish_reason in {"stop", "schema"},

@@ -185,10 +185,12 @@ def _options(schema: Json) -> None:
 
 
 def _prompt_request(schema: Json) -> None:
-    """Options may stand beside the prompt."""
+    """Options may stand beside the prompt, and arrays in its place."""
     schema["properties"] |= Options.model_json_schema(schema_generator=_Documented)["properties"]
     for name in UNSUPPORTED_OPTIONS:
         schema["properties"][name] = {"type": "null", "description": "Reserved: refused by this release."}
+    text: Json = {"required": ["prompt"], "properties": {"prompt": {"type": "string", "minLength": 1}}}
+    schema["oneOf"] = [text, {"required": ["tensor", "task"], "properties": {"tensor": {"type": "object"}}}]
     schema["description"] += (
         " The same option in both places is refused, and so are two forms of answer at once."
     )

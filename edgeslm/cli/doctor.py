@@ -31,8 +31,14 @@ _PROBE = """
 import json, sys
 from pathlib import Path
 from edgeslm.cli import wiring
-loaded = wiring.open_model(sys.argv[1], store_dir=Path(sys.argv[2]))
-print(json.dumps([loaded.graph_file, loaded.runtime_name, loaded.load_s]))
+from edgeslm.errors import EdgeslmError
+try:
+    loaded = wiring.open_model(sys.argv[1], store_dir=Path(sys.argv[2]))
+except EdgeslmError as error:
+    sys.exit(str(error))
+memory = wiring.memory_of(loaded, Path(sys.argv[2]))
+grown_bytes = memory.grown_bytes if memory else None
+print(json.dumps([loaded.graph_file, loaded.runtime_name, loaded.load_s, grown_bytes]))
 """
 """Run in a process of its own: a library built for a newer processor dies of an illegal instruction, and that has to
 become a sentence instead of the end of `doctor`."""
@@ -107,9 +113,10 @@ def check_model(state_dir: Path) -> Finding:
 def judge_probe(name: str, returncode: int, stdout: str, stderr: str) -> Finding:
     """What the end of the probe process says about the model."""
     if returncode == 0:
-        graph, runtime, load_s = json.loads(stdout.splitlines()[-1])
+        graph, runtime, load_s, grown_bytes = json.loads(stdout.splitlines()[-1])
+        memory = f", {grown_bytes / 2**20:.0f} MiB of memory" if grown_bytes else ""
         return Finding(
-            "model", "ok", f"{name}: {graph} on {runtime}, loaded and proved in {load_s * 1e3:.0f} ms"
+            "model", "ok", f"{name}: {graph} on {runtime}, loaded and proved in {load_s * 1e3:.0f} ms{memory}"
         )
     if returncode == -4:
         return Finding(

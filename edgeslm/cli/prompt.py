@@ -13,11 +13,11 @@ from pydantic import ValidationError
 
 from edgeslm import topics
 from edgeslm.cli.output import FLEET, host_option, port_option, reporting_errors
-from edgeslm.cli.requests import Printer, parse_options, read_prompts, request_options
+from edgeslm.cli.requests import Printer, parse_options, read_asked, request_options
 from edgeslm.codec import describe
 from edgeslm.errors import UsageError
 from edgeslm.schema.config import BrokerConfig
-from edgeslm.schema.message import PromptRequest, StreamDelta
+from edgeslm.schema.message import PromptRequest, StreamDelta, Task
 
 if TYPE_CHECKING:
     from edgeslm.link.client import RequestClient
@@ -64,6 +64,8 @@ def prompt(
     stream: bool,
     compresses: bool,
     timeout_s: float,
+    task: Task | None,
+    tensor_file: Path | None,
     **flags: Any,
 ) -> None:
     """Send TEXT to a device and print its answer as it comes. ``-`` reads standard input.
@@ -77,16 +79,16 @@ def prompt(
         raise UsageError("--device and --pool exclude each other")
     broker = _broker({name: flags.pop(name) for name in BrokerConfig.model_fields if name in flags})
     options = parse_options({**flags, "priority": priority, "stream": stream and not as_json})
-    prompts = read_prompts(text, batch=batch)
+    asked = read_asked(text, batch=batch, task=task, tensor_file=tensor_file)
     printer = Printer(as_json=as_json)
     client = RequestClient(broker).connect(timeout_s)
     with closing(client):
         topic = _topic(client, fleet, device, pool)
-        for line in prompts:
+        for fields in asked:
             try:
                 request = PromptRequest(
+                    **fields,
                     id=str(uuid.uuid4()),
-                    prompt=line,
                     model=model,
                     options=options,
                     accept_encoding=("gzip",) if compresses else (),

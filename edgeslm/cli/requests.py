@@ -6,19 +6,31 @@ import json
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import click
 from pydantic import ValidationError
 
 from edgeslm.codec import describe
 from edgeslm.errors import UsageError
-from edgeslm.schema.message import MAX_PROMPT_CHARS, Options, Receipt, Result
+from edgeslm.schema.message import MAX_PROMPT_CHARS, Options, Receipt, Result, Task
 
 _FORM_FILE = click.Path(path_type=Path, dir_okay=False, exists=True)
 _MAX_FORM_BYTES = 1_048_576
 """Far above what is taken; the rest of a longer file is not even read."""
+_MAX_TENSOR_BYTES = 16 * 2**20
 _OPTION_FLAGS: list[Callable[[Any], Any]] = [
+    click.option(
+        "--task",
+        type=click.Choice(get_args(Task)),
+        help="What is to be done. Default: tensor with --tensor, else generate.",
+    ),
+    click.option(
+        "--tensor",
+        "tensor_file",
+        type=click.Path(path_type=Path, dir_okay=False, exists=True, allow_dash=True),
+        help="File with arrays as JSON, by the name of the input, in place of TEXT.",
+    ),
     click.option("--max-tokens", type=int, help="Most tokens of the answer."),
     click.option("--temperature", type=float, help="0 is greedy (default)."),
     click.option("--top-k", type=int, help="Sample among the k likeliest tokens."),
@@ -66,6 +78,39 @@ def parse_options(flags: dict[str, Any]) -> Options:
         return Options.model_validate(given)
     except ValidationError as error:
         raise UsageError(describe(error).replace("_", "-")) from error
+
+
+def read_asked(
+    text: str | None, *, batch: bool, task: Task | None, tensor_file: Path | None
+) -> Iterator[dict[str, Any]]:
+    """What each request asks: the fields ``task`` and ``prompt`` or ``tensor``.
+
+    Raises:
+        UsageError: as :func:`read_prompts`, or the file of arrays is of no use.
+    """
+    if tensor_file is None:
+        for prompt in read_prompts(text, batch=batch):
+            yield {"task": task or "generate", "prompt": prompt}
+        return
+    if text is not None or batch:
+        raise UsageError("--tensor takes the place of TEXT and --batch")
+    yield {"task": task or "tensor", "tensor": _read_tensors(tensor_file)}
+
+
+def _read_tensors(path: Path) -> dict[str, Any]:
+    try:
+        with click.open_file(str(path), "rb") as file:
+            data = file.read(_MAX_TENSOR_BYTES + 1)
+        if len(data) > _MAX_TENSOR_BYTES:
+            raise UsageError(f"{path} is longer than {_MAX_TENSOR_BYTES} bytes")
+        tensors = json.loads(data)
+    except OSError as error:
+        raise UsageError(f"{path} cannot be read: {error}") from error
+    except (ValueError, RecursionError) as error:
+        raise UsageError(f"{path} is no JSON: {error}") from error
+    if not isinstance(tensors, dict):
+        raise UsageError(f"{path} holds no object of arrays", hint='Write it like {"input": [[1, 2, 3]]}')
+    return tensors
 
 
 def _read_schema(path: Path) -> dict[str, Any]:
@@ -131,6 +176,14 @@ def _checked(prompts: Any) -> Iterator[str]:
         raise UsageError("the input holds no prompt")
 
 
+def _outcome_text(result: Result) -> str:
+    """What a task other than generating gave: a label a line, else JSON."""
+    if result.scores is not None:
+        return "\n".join(f"{score:.4f}  {label}" for label, score in result.scores.items())
+    found = result.model_dump(mode="json", include={"embedding", "tensor"}, exclude_none=True)
+    return json.dumps(next(iter(found.values()), ""), separators=(",", ":"))
+
+
 def receipt_line(receipt: Receipt) -> str:
     """A receipt for a person, on one line."""
     parts = [f"{receipt.prompt_tokens} + {receipt.completion_tokens} tokens"]
@@ -176,7 +229,7 @@ class Printer:
             again = f" (again in {retry:g} s)" if retry is not None else ""
             click.echo(f"edgeslm: {result.error.code}: {result.error.message}{again}", err=True)
             return
-        click.echo((result.text or "")[shown:])
+        click.echo(_outcome_text(result) if result.text is None else result.text[shown:])
         if result.finish_reason not in {"stop", "schema", None}:
             click.echo(f"  [ended early: {result.finish_reason}{_closed_words(result.closed)}]", err=True)
         if result.receipt is not None and sys.stderr.isatty():

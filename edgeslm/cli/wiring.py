@@ -36,7 +36,9 @@ if TYPE_CHECKING:
     from edgeslm.link.port import Link, Message
     from edgeslm.power.meters.discovery import Discovery
     from edgeslm.power.steward import Steward
+    from edgeslm.runtime.loading import ServedModel
     from edgeslm.runtime.model import LoadedModel
+    from edgeslm.runtime.trial import Proved
     from edgeslm.schema.board import Board
     from edgeslm.schema.budget import Budget
     from edgeslm.schema.installed import InstalledPackage
@@ -111,10 +113,40 @@ def open_model(
     """A model ready to run in this process."""
     from edgeslm.power.boards import choose_board  # noqa: PLC0415
     from edgeslm.runtime.model import load_model  # noqa: PLC0415
+    from edgeslm.runtime.trial import GraphTrial  # noqa: PLC0415
 
     store_dir = store_dir or default_store_dir()
     installed = install_package(reference, store_dir)
-    return load_model(installed, runtime, threads or choose_board(None).threads, store_dir / CACHE_NAME)
+    threads = threads or choose_board(None).threads
+    cache_dir = store_dir / CACHE_NAME
+    return load_model(installed, runtime, threads, cache_dir, GraphTrial(cache_dir, threads, runtime).check)
+
+
+def open_served(
+    reference: str,
+    *,
+    runtime: RuntimeChoice = "auto",
+    threads: int | None = None,
+    store_dir: Path | None = None,
+) -> ServedModel:
+    """A model of whatever task, ready to run in this process."""
+    from edgeslm.power.boards import choose_board  # noqa: PLC0415
+    from edgeslm.runtime.loading import load_served  # noqa: PLC0415
+    from edgeslm.runtime.trial import GraphTrial  # noqa: PLC0415
+
+    store_dir = store_dir or default_store_dir()
+    installed = install_package(reference, store_dir)
+    threads = threads or choose_board(None).threads
+    cache_dir = store_dir / CACHE_NAME
+    return load_served(installed, runtime, threads, cache_dir, GraphTrial(cache_dir, threads, runtime).check)
+
+
+def memory_of(loaded: ServedModel, store_dir: Path | None = None) -> Proved | None:
+    """What is remembered of the graph of a model that :func:`open_served` opened; ``None`` where nothing could be."""
+    from edgeslm.runtime.trial import GraphTrial  # noqa: PLC0415
+
+    trial = GraphTrial((store_dir or default_store_dir()) / CACHE_NAME, loaded.threads)
+    return trial.recall(loaded.installed, loaded.graph, loaded.runtime)
 
 
 def load_settings(path: Path) -> dict[str, Any]:
@@ -236,7 +268,6 @@ def build_agent(
     from edgeslm.cli.wiring_operations import AgentParts, build_operations  # noqa: PLC0415
     from edgeslm.link.mqtt import MqttLink  # noqa: PLC0415
     from edgeslm.power.boards import choose_board  # noqa: PLC0415
-    from edgeslm.runtime.model import load_model  # noqa: PLC0415
 
     if settings is None:
         identity = find_identity(config.state_dir)
@@ -255,10 +286,7 @@ def build_agent(
     power, listeners = build_power(config, board, link, threads, sizes_bytes)
     steward = power.steward
 
-    def load(installed: InstalledPackage) -> Model:
-        model = load_model(installed, config.runtime, threads, config.state_dir / CACHE_NAME)
-        sizes_bytes[model.name] = installed.manifest.files[model.graph_file].size_bytes
-        return model
+    load = _loader(config, threads, sizes_bytes)
 
     def warm(model: Model) -> None:
         if steward is not None and not steward.knows(model.name):
@@ -311,6 +339,28 @@ def build_agent(
             updates.following.stop()
         raise
     return agent
+
+
+def _loader(
+    config: AgentConfig, threads: int, sizes_bytes: dict[str, int]
+) -> Callable[[InstalledPackage], Model]:
+    """What loads a package for an agent, each graph tried in a process of its own before.
+
+    Args:
+        sizes_bytes: gets the size of each graph that is loaded, by the model's name.
+    """
+    from edgeslm.runtime.loading import load_served  # noqa: PLC0415
+    from edgeslm.runtime.trial import GraphTrial  # noqa: PLC0415
+
+    cache_dir = config.state_dir / CACHE_NAME
+    trial = GraphTrial(cache_dir, threads, config.runtime)
+
+    def load(installed: InstalledPackage) -> Model:
+        model = load_served(installed, config.runtime, threads, cache_dir, trial.check)
+        sizes_bytes[model.name] = installed.manifest.files[model.graph_file].size_bytes
+        return model
+
+    return load
 
 
 def build_renewal(

@@ -262,7 +262,8 @@ class Pool:
             wrong = f"model '{request.model}' asked of the pool of '{self._model}'"
             return [self._refusal(requester, request.id, "bad_request", wrong)]
         request = request.model_copy(update={"model": self._model})
-        digest = hashlib.sha256(request.prompt.encode()).digest()
+        asked = request.model_dump_json(include={"task", "prompt", "tensor"})
+        digest = hashlib.sha256(asked.encode()).digest()
         known = self._answered.get(request.id)
         if known is not None and now_s - known.at_s > ANSWERED_WINDOW_S:
             known = None

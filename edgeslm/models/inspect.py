@@ -35,6 +35,7 @@ class PackageSummary(FileModel):
     Attributes:
         sha256: of the ``.slm`` file, which names the package.
         size_bytes: of the ``.slm`` file.
+        labels: of task ``classify``: what there is to choose from.
         golden_cases: prompts with known answers that a device runs before it promotes the package.
         rules: files of rules that a device follows while it serves the package.
         measured: figures by board class.
@@ -52,6 +53,7 @@ class PackageSummary(FileModel):
     max_prompt_tokens: int
     max_answer_tokens: int
     json_answers: bool
+    labels: tuple[str, ...] = ()
     golden_cases: int
     rules: tuple[str, ...]
     requires: Requirements
@@ -143,6 +145,7 @@ def _summary(contents: Contents) -> PackageSummary:
         max_prompt_tokens=manifest.max_prompt_tokens,
         max_answer_tokens=manifest.max_answer_tokens,
         json_answers=manifest.json_answers,
+        labels=manifest.labels,
         golden_cases=contents.golden_cases,
         rules=manifest.rules,
         requires=manifest.requires,

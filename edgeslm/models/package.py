@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import shutil
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -56,6 +57,7 @@ from edgeslm.schema.package import (
     MAX_RULE_FILE_BYTES,
     GoldenCase,
     Manifest,
+    TokenizerSpec,
 )
 
 MAX_TOKENIZER_BYTES = 64 * 2**20
@@ -63,6 +65,8 @@ MAX_GOLDEN_BYTES = 2**20
 
 _GRAPH_HEAD_BYTES = 8
 _GRAPH_IDENTIFIER = b"TFL3"
+_SENTENCEPIECE = re.compile(rb"\n[\x80-\xff]?[\x01-\x7f]\n[\x80-\xff]?[\x01-\x7f]")
+"""A message that begins with a piece, which begins with its text."""
 
 
 @dataclass(frozen=True)
@@ -314,17 +318,25 @@ def _check_contents(manifest: Manifest, kept: Mapping[str, bytes], path: Path) -
                 expected=ascii(_GRAPH_IDENTIFIER), actual=ascii(found),
             )  # fmt: skip
     if manifest.tokenizer is not None:
-        name = manifest.tokenizer.file
-        try:
-            _TokenizerFile.model_validate_json(kept[name])
-        except ValidationError as error:
-            reason = f"is not a tokenizer in JSON: {describe(error)}"
-            raise fault(PackageContentError, path, reason, member=name) from error
+        _check_tokenizer(manifest.tokenizer, kept[manifest.tokenizer.file], path)
     for name in manifest.rules:
         _check_rules(kept[name], path, name)
     if manifest.golden is None:
         return 0
     return sum(1 for _ in parse_golden(kept[manifest.golden], path, manifest.golden))
+
+
+def _check_tokenizer(spec: TokenizerSpec, data: bytes, path: Path) -> None:
+    """Whether `data` looks like a tokenizer of that kind; whether it is one is for what reads it."""
+    if spec.kind == "sentencepiece":
+        if not _SENTENCEPIECE.match(data):
+            raise fault(PackageContentError, path, "is not a SentencePiece model", member=spec.file)
+        return
+    try:
+        _TokenizerFile.model_validate_json(data)
+    except ValidationError as error:
+        reason = f"is not a tokenizer in JSON: {describe(error)}"
+        raise fault(PackageContentError, path, reason, member=spec.file) from error
 
 
 def _check_rules(data: bytes, path: Path, member: str) -> None:

@@ -10,19 +10,29 @@ graphs have beyond that (shorter contexts, rings, logits after each of several t
 The cache is written at ``input_pos``; what lies beyond the position is never attended to (the mask hides it), so
 a prefill chunk may be padded. DYNAMIC_UPDATE_SLICE clamps its start, therefore a padded chunk must still fit:
 position + chunk <= context, else the tokens go one by one.
+
+With a golden vector no signature computes for anybody before it has computed that: the first ones when the graph is
+opened, those of longer contexts when a sequence grows into them. A bucket that computes something else is refused for
+good; a longer one takes its place, or the context ends before it.
 """
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Protocol
+from typing import TypeVar
 
 import numpy as np
 
-from edgeslm.errors import InferenceError
+from edgeslm.errors import InferenceError, ProofError
+from edgeslm.runtime.bucket_proof import BucketProof
 from edgeslm.runtime.buckets import HIDDEN, Bucket, Signature, find_buckets, plan_chunks
+from edgeslm.runtime.engine_port import Engine, KvState
 from edgeslm.runtime.executor import Arrays, GraphExecutor, Logits
+
+log = logging.getLogger(__name__)
+
+Found = TypeVar("Found", bound=Signature | None)
 
 LEAST_COMMON = 16
 """Fewer tokens in common with the last sequence are computed anew: that costs one short call."""
@@ -30,84 +40,26 @@ LEAST_COMMON = 16
 __all__ = ["Engine", "KvEngine", "KvState", "plan_chunks"]
 
 
-@dataclass(frozen=True)
-class KvState:
-    """The caches of a sequence, to take it up again later.
-
-    Attributes:
-        tokens: the sequence.
-        caches: the filled part of each cache; not to be written to.
-    """
-
-    tokens: tuple[int, ...]
-    caches: Arrays
-
-    @property
-    def position(self) -> int:
-        """Tokens in it."""
-        return len(self.tokens)
-
-    @property
-    def size_bytes(self) -> int:
-        """Memory that it takes."""
-        return sum(cache.nbytes for cache in self.caches.values())
-
-
-class Engine(Protocol):
-    """Computes next-token logits over a growing sequence."""
-
-    @property
-    def context_tokens(self) -> int:
-        """Most tokens that the cache holds."""
-
-    @property
-    def position(self) -> int:
-        """Tokens that are in the cache."""
-
-    def reset(self) -> None:
-        """Forget the sequence."""
-
-    def prefill(self, tokens: Sequence[int], should_stop: Callable[[], bool] | None = None) -> None:
-        """Append `tokens` without computing logits; `should_stop` is asked between chunks."""
-
-    def step(self, token: int) -> Logits:
-        """Append `token`; logits of what follows, (vocab,) float32, valid until the next call."""
-
-    def append(self, tokens: Sequence[int]) -> Logits:
-        """Append `tokens`, at least one; logits of what follows the last, as :meth:`step` gives them."""
-
-    def rewind(self, position: int) -> None:
-        """Forget all but the first `position` tokens."""
-
-    @property
-    def verify_limit(self) -> int:
-        """Most tokens that :meth:`verify` takes at once; 0 where the graph cannot."""
-
-    def verify(self, tokens: Sequence[int]) -> Logits | None:
-        """Append `tokens` in one go; logits after each of them, (tokens, vocab) float32, valid until the next call.
-
-        ``None``, and nothing appended, where the graph cannot or they are too many for it.
-        """
-
-    def resume(self, tokens: Sequence[int]) -> int:
-        """Forget all but what the sequence has in common with the beginning of `tokens`; how many these are.
-
-        At least one of `tokens` is left to compute. 0 where too little is in common, or what is can't be had anymore.
-        """
-
-    def export_state(self) -> KvState:
-        """A copy of the sequence's caches."""
-
-    def import_state(self, state: KvState) -> None:
-        """Take up the sequence that `state` holds in place of the present one."""
-
-
 class KvEngine:
     """`Engine` over an executor."""
 
-    def __init__(self, executor: GraphExecutor) -> None:
+    def __init__(
+        self, executor: GraphExecutor, proof: BucketProof | None = None, only: Bucket | None = None
+    ) -> None:
+        """Over caches of the shortest bucket, which an executor starts with.
+
+        Args:
+            proof: what signatures have to compute before they are used; without it they are taken as they are.
+            only: use this bucket, which the caches have the shapes of.
+        """
         self._executor = executor
-        buckets = find_buckets({name: executor.inputs(name) for name in executor.usable_signatures})
+        self._proof = proof
+        self._proved: set[str] = set()
+        self._refusal: ProofError | None = None
+        if only is None:
+            buckets = find_buckets({name: executor.inputs(name) for name in executor.usable_signatures})
+        else:
+            buckets = (only,)
         self._buckets = buckets
         self._bucket = buckets[0]
         self._longest = buckets[-1]
@@ -145,16 +97,87 @@ class KvEngine:
                 f"{self._position} + {count} tokens exceed the context of {self.context_tokens}"
             )
 
-    def _use(self, end: int) -> Bucket:
-        """The bucket for a sequence of `end` tokens; an empty cache may shrink, a filled one only grows."""
-        bucket = next(bucket for bucket in self._buckets if bucket.context >= end)
-        if bucket.context < self._bucket.context and self._position > 0:
-            return self._bucket
+    def prove(self) -> None:
+        """Compute the golden vector on the shortest bucket that has room for it; the sequence is forgotten.
+
+        Raises:
+            ProofError: it came out otherwise, or no bucket has room.
+            InferenceError: the runtime fails.
+        """
+        self.reset()
+        proof = self._proof
+        if proof is None:
+            return
+        fitting = tuple(bucket for bucket in self._buckets if bucket.context >= proof.places)
+        if not fitting:
+            raise ProofError(
+                f"golden vector: it takes {proof.places} places of {self.context_tokens}", path=proof.path
+            )
+        self._buckets = fitting
+        self._prove(fitting[0], fitting[0].decode)
+        self._use(fitting[0])
+
+    def _prove(self, bucket: Bucket, signature: Signature) -> None:
+        """Compute the golden vector by `signature`; the caches hold afterwards what they held.
+
+        Raises:
+            ProofError: it came out otherwise.
+        """
+        if self._proof is None or self._is_proved(signature):
+            return
+        held: Arrays = {}
+        if self._position > 0:
+            held = {name: cache.copy() for name, cache in self._executor.read_caches().items()}
+        self._executor.resize(bucket.decode.name, keep=False)
+        try:
+            self._proved |= self._proof.check(KvEngine(self._executor, only=bucket), bucket, signature)
+        finally:
+            self._executor.resize(self._bucket.decode.name, keep=False)
+            if held:
+                self._executor.write_caches(held)
+
+    def _is_proved(self, signature: Signature | None) -> bool:
+        return self._proof is None or signature is None or signature.name in self._proved
+
+    def _ready(self, end: int, pick: Callable[[Bucket], Found], goal: int = 0) -> Found:
+        """The signature that `pick` takes from the bucket for `end` tokens, proved, with the cache grown to it.
+
+        Args:
+            goal: tokens that there will be soon: no bucket is proved that ends before them.
+
+        Raises:
+            InferenceError: no bucket for so many tokens computes what it should.
+        """
+        while True:
+            least = self._bucket.context if self._position > 0 else 0
+            fitting = [one for one in self._buckets if one.context >= max(end, least)]
+            wanted = (one for one in fitting if one.context >= goal or self._is_proved(pick(one)))
+            bucket = next(wanted, None)
+            if bucket is None:
+                raise InferenceError(f"no context of {max(end, goal)} tokens is served here: {self._refusal}")
+            signature = pick(bucket)
+            if signature is not None:
+                try:
+                    self._prove(bucket, signature)
+                except ProofError as error:
+                    self._refuse(bucket, error)
+                    continue
+                self._use(bucket)
+            return signature
+
+    def _refuse(self, bucket: Bucket, error: ProofError) -> None:
+        log.error("a context of %d tokens is not served: '%s'", bucket.context, error)
+        self._refusal = error
+        self._buckets = tuple(one for one in self._buckets if one is not bucket)
+        if self._buckets:
+            self._longest = self._buckets[-1]
+
+    def _use(self, bucket: Bucket) -> None:
+        """Give the caches the shapes of `bucket`; an empty cache may shrink, a filled one only grows."""
         if bucket is not self._bucket:
             self._executor.resize(bucket.decode.name, keep=self._position > 0)
             self._bucket = bucket
             self._mask = np.full((1, 1, 1, bucket.context), HIDDEN, np.float32)
-        return bucket
 
     def prefill(self, tokens: Sequence[int], should_stop: Callable[[], bool] | None = None) -> None:
         """Append `tokens` without computing logits; `should_stop` is asked between chunks.
@@ -165,26 +188,36 @@ class KvEngine:
         self._room_for(len(tokens))
         longest = self._longest
         rings = [ring.places for ring in longest.decode.rings]
-        start = 0
+        start, goal = 0, self._position + len(tokens)
         for taken in plan_chunks(len(tokens), self._position, longest.context, list(longest.prefill), rings):
             if should_stop is not None and should_stop():
                 return
             chunk = tokens[start : start + taken]
             start += taken
-            signature = self._prefill_signature(taken)
-            if signature is None:
-                self.step(chunk[0])
-            else:
-                self._run(signature, chunk)
+            signature = self._prefill_signature(taken, goal)
+            if signature is not None:
+                self.compute(signature, chunk)
+                continue
+            for token in chunk:
+                self.step(token)
 
-    def _prefill_signature(self, taken: int) -> Signature | None:
+    def _prefill_signature(self, taken: int, goal: int) -> Signature | None:
         """The prefill signature that carries `taken` tokens from here, or ``None`` for a decode step."""
         longest = self._longest.prefill
         size = min((n for n in longest if taken <= n and longest[n].fits(self._position)), default=None)
-        return None if size is None else self._use(self._position + size).prefill.get(size, longest[size])
+        if size is None:
+            return None
+        return self._ready(self._position + size, lambda bucket: bucket.prefill.get(size), goal)
 
-    def _run(self, signature: Signature, chunk: Sequence[int]) -> Logits | None:
-        """Compute `chunk`, padded to the signature's length; the bucket is in use already."""
+    def compute(self, signature: Signature, chunk: Sequence[int]) -> Logits | None:
+        """Append `chunk`, padded to the length of `signature`, which is of the bucket in use.
+
+        Returns:
+            Logits after each token, padding included, where the signature gives them.
+
+        Raises:
+            InferenceError: the runtime fails.
+        """
         count, position = signature.count, self._position
         padded = np.zeros((1, count), np.int32)
         padded[0, : len(chunk)] = chunk
@@ -208,7 +241,7 @@ class KvEngine:
         """
         self._room_for(1)
         position = self._position
-        decode = self._use(position + 1).decode
+        decode = self._ready(position + 1, _decode_of)
         self._token[0, 0] = token
         self._pos[0] = position
         inputs: Arrays = {"tokens": self._token, "input_pos": self._pos}
@@ -288,10 +321,10 @@ class KvEngine:
         size = min((n for n in longest if len(tokens) <= n and longest[n].fits(self._position)), default=None)
         if size is None:
             return None
-        signature = self._use(self._position + size).verify.get(size)
+        signature = self._ready(self._position + size, lambda bucket: bucket.verify.get(size))
         if signature is None:
             return None
-        logits = self._run(signature, tokens)
+        logits = self.compute(signature, tokens)
         return None if logits is None else logits.reshape(size, -1)[: len(tokens)]
 
     def export_state(self) -> KvState:
@@ -314,10 +347,14 @@ class KvEngine:
         self.reset()
         if not 0 < state.position <= self.context_tokens:
             raise InferenceError(f"a state of {state.position} tokens is not of this graph")
-        self._use(state.position)
+        self._ready(state.position, _decode_of)
         self._executor.write_caches(state.caches)
         self._held = list(state.tokens)
         self._position = self._furthest = state.position
+
+
+def _decode_of(bucket: Bucket) -> Signature:
+    return bucket.decode
 
 
 def _places_axis(name: str, shape: tuple[int, ...], places: set[int]) -> int:

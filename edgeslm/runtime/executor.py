@@ -8,11 +8,9 @@ with `home-command` on one x86 thread: 1.7 times the tokens/s, 25 MB less memory
 
 from __future__ import annotations
 
-import contextlib
-import hashlib
 import importlib
+import importlib.util
 import logging
-import os
 import platform
 import weakref
 from collections.abc import Mapping
@@ -353,6 +351,16 @@ def has_compiled_model(runtime: Runtime) -> bool:
     return hasattr(module, "CpuOptions") and hasattr(module.CompiledModel, "create_input_buffer_by_name")
 
 
+def will_compile(runtime: Runtime) -> bool:
+    """Whether `runtime` has a ``CompiledModel`` for this processor, as its files say: nothing is imported."""
+    found = importlib.util.find_spec(_COMPILED_MODULE.partition(".")[0]) if runtime.kind == "litert" else None
+    if found is None or not found.submodule_search_locations:
+        return False
+    directory = Path(next(iter(found.submodule_search_locations)))
+    has_module = any(directory.glob(f"{_COMPILED_MODULE.rpartition('.')[2]}.*"))
+    return has_module and not is_deadly(directory / _ACCELERATOR, platform.machine(), cpu_flags())
+
+
 def is_deadly(accelerator: Path, machine: str, flags: frozenset[str] | None) -> bool:
     """Whether an accelerator that lies beside the runtime would end the process.
 
@@ -361,55 +369,3 @@ def is_deadly(accelerator: Path, machine: str, flags: frozenset[str] | None) -> 
         flags: of the processor, as far as they are known.
     """
     return machine == "aarch64" and "atomics" not in (flags or ()) and accelerator.exists()
-
-
-class WeightCache:
-    """XNNPACK's packed weights on disk: a file per graph, runtime version and processor.
-
-    A file appears under its name only once the graph that it was packed from has proved right, and is thrown away
-    when the graph does not prove right with it: packed weights carry no checksum of their own.
-    """
-
-    def __init__(self, directory: Path, graph_sha256: str, runtime: Runtime) -> None:
-        self._final = directory / f"{graph_sha256[:32]}-{runtime.version}-{_processor()}.xnnpack"
-        self._fresh = self._final.with_suffix(f".{os.getpid()}.tmp")
-
-    def choose(self) -> Path | None:
-        """The file to open the graph with; ``None`` where the directory can't be written."""
-        if self._final.exists():
-            return self._final
-        try:
-            self._final.parent.mkdir(parents=True, exist_ok=True)
-            self._fresh.unlink(missing_ok=True)
-        except OSError:
-            return None
-        return self._fresh if os.access(self._final.parent, os.W_OK) else None
-
-    def keep(self) -> None:
-        """The graph proved right: what was packed is good for the next start."""
-        try:
-            with self._fresh.open("rb") as file:
-                os.fsync(file.fileno())
-            self._fresh.replace(self._final)
-        except OSError as error:
-            # Nothing fresh where the finished file was used; otherwise the next start packs anew.
-            log.debug("packed weights are not kept: %s", error)
-
-    def drop(self) -> bool:
-        """The graph did not prove right; whether a finished file was thrown away, so that trying anew makes sense."""
-        had = self._final.exists()
-        for path in (self._fresh, self._final):
-            with contextlib.suppress(OSError):
-                path.unlink()
-        return had and not self._final.exists()
-
-
-def _processor() -> str:
-    """Names the kind of processor: weights are packed for the kernels that it picks."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text("utf-8", "replace").splitlines()
-    except OSError:
-        lines = []
-    marks = ("flags", "features", "cpu part", "model\t", "model name")
-    kind = sorted({line for line in lines if line.lower().startswith(marks)})
-    return hashlib.sha256("\n".join([platform.machine(), *kind]).encode()).hexdigest()[:12]

@@ -14,27 +14,33 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 from pydantic import JsonValue
 
 import edgeslm
-from edgeslm.errors import InferenceError, ModelLoadError, ProofError, RuntimeMissingError
+from edgeslm.errors import BadRequestError, InferenceError, ModelLoadError, RuntimeMissingError
 from edgeslm.procfs import memory_kib
 from edgeslm.runtime.backend import Runtime, choose_runtime, native_output_hidden
+from edgeslm.runtime.bucket_proof import BucketProof
 from edgeslm.runtime.constraint import GrammarCompiler
 from edgeslm.runtime.constraint_form import AnswerForm, form_of
 from edgeslm.runtime.engine import Engine, KvEngine
-from edgeslm.runtime.executor import CompiledExecutor, SignatureExecutor, WeightCache, has_compiled_model
+from edgeslm.runtime.executor import CompiledExecutor, SignatureExecutor, has_compiled_model
 from edgeslm.runtime.generation import Generation, GenerationSettings, OnText, ShouldStop, generate
+from edgeslm.runtime.likelihood import measure_likelihoods
+from edgeslm.runtime.outcome import Outcome, beat_of, check_task
 from edgeslm.runtime.prefix_cache import PrefixCache
 from edgeslm.runtime.prompt import PromptEncoder
 from edgeslm.runtime.sampling import SamplingSettings
 from edgeslm.runtime.speculation import EarlierAnswers, Pace
-from edgeslm.runtime.tokenizer import Tokenizer
+from edgeslm.runtime.tensor import to_labels
+from edgeslm.runtime.tokenizer import Tokenizer, open_tokenizer
+from edgeslm.runtime.weight_cache import WeightCache
 from edgeslm.schema.base import version_key
 from edgeslm.schema.config import RuntimeChoice
 from edgeslm.schema.installed import InstalledPackage
-from edgeslm.schema.message import FinishReason, Options
-from edgeslm.schema.package import GraphProof, GraphSpec
+from edgeslm.schema.message import FinishReason, Options, PromptRequest, Task
+from edgeslm.schema.package import GraphProof, GraphSpec, TokenizerSpec
 
 
 @dataclass(frozen=True)
@@ -48,47 +54,6 @@ class Answer:
 
     generation: Generation
     data: JsonValue
-
-
-def prove(engine: Engine, proof: GraphProof, path: str) -> None:
-    """Compute the golden vector.
-
-    Raises:
-        ProofError: logits or greedy continuation differ from what the package states.
-    """
-    engine.reset()
-    engine.prefill(proof.tokens[:-1])
-    token = proof.tokens[-1]
-    for index, expected in enumerate(proof.greedy):
-        logits = engine.step(token)
-        if index == 0:
-            _compare_logits([float(logits[i]) for i in proof.logit_ids if i < logits.size], proof, path)
-        token = int(logits.argmax())
-        if token != expected:
-            raise ProofError(
-                f"golden vector: token {index} is {token}, the package states {expected}",
-                path=path,
-                hint="This runtime computes other values than the package was made with; it is not served",
-            )
-
-
-def _compare_logits(found: list[float], proof: GraphProof, path: str) -> None:
-    if len(found) != len(proof.logits):
-        raise ProofError("golden vector names tokens beyond the vocabulary", path=path)
-    # Negated so that NaN counts as a difference.
-    apart = [(f, e) for f, e in zip(found, proof.logits, strict=True) if not abs(f - e) <= proof.atol]
-    if not apart:
-        return
-    what = (
-        "all logits are zero"
-        if not any(found)
-        else f"a logit is {apart[0][0]:.4f} instead of {apart[0][1]:.4f}"
-    )
-    raise ProofError(
-        f"golden vector: {what} ({len(apart)} of {len(found)} differ by more than {proof.atol:g})",
-        path=path,
-        hint="This runtime computes other values than the package was made with; it is not served",
-    )
 
 
 class LoadedModel:
@@ -107,7 +72,7 @@ class LoadedModel:
         installed: InstalledPackage,
         runtime: Runtime,
         graph: GraphSpec,
-        tokenizer_file: str,
+        tokenizer: TokenizerSpec,
         open_engine: Callable[[int], Engine],
         threads: int,
     ) -> None:
@@ -126,8 +91,10 @@ class LoadedModel:
         self.graph = graph
         self.threads = threads
         self._open_engine = open_engine
+        self._tokenizer = open_tokenizer(
+            tokenizer, installed.file(tokenizer.file), manifest.prompt, manifest.stop_tokens
+        )
         self._engine = open_engine(threads)
-        self._tokenizer = Tokenizer(installed.file(tokenizer_file))
         self._encoder = PromptEncoder(manifest.prompt, self._tokenizer, manifest.max_prompt_tokens)
         self._forms = GrammarCompiler(self._tokenizer, manifest.stop_tokens)
         self._pace = Pace()
@@ -185,6 +152,16 @@ class LoadedModel:
     def max_answer_tokens(self) -> int:
         """Most tokens of an answer for which the request names no limit."""
         return self.installed.manifest.max_answer_tokens
+
+    @property
+    def tasks(self) -> tuple[Task, ...]:
+        """What it does: a model that generates classifies as well."""
+        return ("generate", "classify")
+
+    @property
+    def takes_arrays(self) -> bool:
+        """Never: it takes text."""
+        return False
 
     def count_tokens(self, prompt: str) -> int:
         """Tokens of `prompt` in the package's form; from any thread; raises what :meth:`encode` does."""
@@ -244,6 +221,39 @@ class LoadedModel:
         )
         return Answer(generation, self._parse(generation, form))
 
+    def infer(self, request: PromptRequest, *, should_stop: ShouldStop | None = None) -> Outcome:
+        """Classify: how likely each choice is as the answer.
+
+        Args:
+            should_stop: asked between steps.
+
+        Raises:
+            BadRequestError: another task, or nothing to choose from; or see :meth:`encode`.
+            TooLargeError: prompt and choice exceed the context.
+            CancelledError, DeadlineError, BudgetError: `should_stop` had a reason.
+            InferenceError: the runtime fails.
+        """
+        check_task(request, self.name, ("classify",))
+        if request.tensor is not None:
+            raise BadRequestError(f"{self.name} takes text, not arrays", hint="Send a 'prompt'")
+        started = time.perf_counter()
+        manifest = self.installed.manifest
+        labels = tuple(dict.fromkeys(request.options.choices or manifest.labels))
+        if not labels:
+            raise BadRequestError(
+                f"{self.name} has no labels of its own",
+                hint="State what there is to choose from as 'choices'",
+            )
+        choices = [self._tokenizer.encode(label) for label in labels]
+        if not all(choices):
+            raise BadRequestError("a choice is empty once tokenized")
+        ids = self.encode(request.prompt)
+        found = measure_likelihoods(
+            self._engine, ids, choices, frozenset(manifest.stop_tokens), beat_of(should_stop)
+        )
+        scores = to_labels(np.array(found.logarithms, np.float32), labels)
+        return Outcome(len(ids), time.perf_counter() - started, found.cached_tokens, scores=scores)
+
     def _parse(self, generation: Generation, form: AnswerForm | None) -> JsonValue:
         if form is not None and form.kind == "json_schema":
             return None if generation.closed is False else _parse_json(generation.text)
@@ -271,6 +281,10 @@ def _finite(text: str) -> float:
     if not math.isfinite(value):
         raise ValueError(f"{text} is no number of JSON, or too large")
     return value
+
+
+GraphCheck = Callable[[InstalledPackage, GraphSpec, Runtime], None]
+"""Raises `ModelLoadError` where a graph must not be opened in this process."""
 
 
 def check_requirements(installed: InstalledPackage, meminfo: Path = Path("/proc/meminfo")) -> None:
@@ -308,19 +322,22 @@ def _open(
     installed: InstalledPackage, graph: GraphSpec, runtime: Runtime, cache_dir: Path | None, threads: int
 ) -> Engine:
     path = installed.file(graph.file)
+    if not isinstance(graph.proof, GraphProof):
+        raise ModelLoadError(f"{graph.file}: its proof is none of a generative model", path=str(path))
+    proof = BucketProof(graph.proof, str(path))
     if not has_compiled_model(runtime):
-        engine = KvEngine(SignatureExecutor(path, runtime, threads))
-        prove(engine, graph.proof, str(path))
+        engine = KvEngine(SignatureExecutor(path, runtime, threads), proof)
+        engine.prove()
         return engine
     if cache_dir is None:
-        engine = KvEngine(CompiledExecutor(path, threads, None))
-        prove(engine, graph.proof, str(path))
+        engine = KvEngine(CompiledExecutor(path, threads, None), proof)
+        engine.prove()
         return engine
     cache = WeightCache(cache_dir, installed.manifest.files[graph.file].sha256, runtime)
     while True:
         try:
-            engine = KvEngine(CompiledExecutor(path, threads, cache.choose()))
-            prove(engine, graph.proof, str(path))
+            engine = KvEngine(CompiledExecutor(path, threads, cache.choose()), proof)
+            engine.prove()
         except (ModelLoadError, InferenceError):
             if cache.drop():
                 continue
@@ -334,6 +351,7 @@ def load_model(
     choice: RuntimeChoice = "auto",
     threads: int = 1,
     cache_dir: Path | None = None,
+    check: GraphCheck | None = None,
 ) -> LoadedModel:
     """Open the first graph that this runtime is trusted with and that proves right.
 
@@ -341,6 +359,7 @@ def load_model(
         choice: which runtime.
         threads: worker threads.
         cache_dir: where packed weights are kept between starts; without it each start packs them anew.
+        check: asked before a graph is opened here (:meth:`edgeslm.runtime.trial.GraphTrial.check`).
 
     Raises:
         RuntimeMissingError: no runtime, or none that the package has a graph for.
@@ -351,7 +370,7 @@ def load_model(
     manifest = installed.manifest
     if manifest.task != "generate" or manifest.tokenizer is None:
         raise ModelLoadError(
-            f"{manifest.name} is for task '{manifest.task}'; this release runs 'generate'",
+            f"{manifest.name} is for task '{manifest.task}', and generates nothing",
             path=str(installed.directory),
         )
     check_requirements(installed)
@@ -361,7 +380,9 @@ def load_model(
             continue
         open_engine = partial(_open_proved, installed, graph, runtime, cache_dir)
         try:
-            return LoadedModel(installed, runtime, graph, manifest.tokenizer.file, open_engine, threads)
+            if check is not None:
+                check(installed, graph, runtime)
+            return LoadedModel(installed, runtime, graph, manifest.tokenizer, open_engine, threads)
         except ModelLoadError as error:
             failures.append(error)
     if failures:

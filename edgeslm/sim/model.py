@@ -12,8 +12,9 @@ from pathlib import Path
 from edgeslm.errors import BadRequestError, ConstraintMissingError, TooLargeError
 from edgeslm.runtime.generation import Generation, OnText, ShouldStop
 from edgeslm.runtime.model import Answer
+from edgeslm.runtime.outcome import Outcome
 from edgeslm.schema.installed import InstalledPackage
-from edgeslm.schema.message import FinishReason, Options
+from edgeslm.schema.message import FinishReason, Options, PromptRequest, Task
 from edgeslm.schema.package import Manifest
 
 MAX_WORDS = 100
@@ -52,6 +53,8 @@ class EchoModel:
         answered: prompts answered so far, in order.
     """
 
+    tasks: tuple[Task, ...] = ("generate",)
+    takes_arrays = False
     graph_file = "none.tflite"
     runtime_name = "simulated"
     context_tokens = 2 * MAX_WORDS
@@ -80,6 +83,14 @@ class EchoModel:
             TooLargeError: it has more than 100.
         """
         return len(_words(prompt))
+
+    def infer(self, request: PromptRequest, *, should_stop: ShouldStop | None = None) -> Outcome:
+        """Refuse: words are all that it has.
+
+        Raises:
+            BadRequestError: always.
+        """
+        raise BadRequestError(f"task '{request.task}' is not served by {self.name} (it serves: generate)")
 
     def answer(
         self,

@@ -233,7 +233,7 @@ def test_an_assignment_is_followed_over_http_while_prompts_are_answered_and_last
 def test_rules_of_a_release_take_effect_on_a_device_that_had_none_and_last(
     world: World, rig: FleetRig
 ) -> None:
-    with running(world, rig, "porch") as device:
+    with running(world, rig, "lobby") as device:
         device.wait(device.reported)
         device.ask("before")
         device.wait(lambda: device.heard("result/before"))

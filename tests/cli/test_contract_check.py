@@ -46,7 +46,7 @@ def test_every_example_of_the_contract_passes():
 @pytest.mark.parametrize(
     ("topic", "body", "told"),
     [
-        ("prompt", b'{"id":"q"}', "prompt: Field required"),
+        ("prompt", b'{"id":"q"}', "prompt is missing or empty"),
         ("prompt", b'{"id":"q","prompt":"x","options":{"seeed":1}}', "unknown option: seeed"),
         ("prompt", b"lock the door", "Invalid JSON"),
         ("prompt", b"", "it is empty"),
@@ -98,7 +98,7 @@ def test_faults_end_with_code_4_and_others_topics_are_passed_over(tmp_path):
     )
     done = CliRunner().invoke(contract, ["check", str(log)])
     assert done.exit_code == 4
-    assert done.stdout == f"3: {OWN}/prompt: prompt: Field required\n"
+    assert done.stdout == f"3: {OWN}/prompt: prompt is missing or empty\n"
     assert done.stderr == "2 of 3 messages are of edgeslm; 1 with a fault\n"
     told = json.loads(CliRunner().invoke(contract, ["check", str(log), "--json"]).stdout)
     assert (told["messages"], told["checked"], len(told["faults"])) == (3, 2, 1)

@@ -480,6 +480,11 @@ def tokenizer_nested_deep(slm, raw_member):
     return slm.raw(slm.package(slm.members(tokenizer__json=b'{"model": ' + b"[" * 500_000)))
 
 
+@hostile(PackageContentError, "not a SentencePiece model")
+def tokenizer_of_the_other_kind(slm, raw_member):
+    return slm.raw(slm.package(tokenizer={"kind": "sentencepiece", "file": "tokenizer.json"}))
+
+
 @hostile(PackageContentError, "line 2 is not a golden case")
 def golden_line_broken(slm, raw_member):
     return slm.raw(slm.package(slm.members(golden__jsonl=b'{"prompt": "a", "text": "b"}\n{"prompt": 1}\n')))

@@ -39,6 +39,7 @@ class Op:
     outputs: Sequence[int]
     options_type: int = 0
     options: Any = None
+    custom: str | None = None
 
 
 @dataclass
@@ -76,6 +77,7 @@ class Graph:
         for op in self.ops:
             code = fb.OperatorCodeT()
             code.builtinCode, code.deprecatedBuiltinCode, code.version = op.code, min(op.code, 127), 1
+            code.customCode = op.custom
             made_op = fb.OperatorT()
             made_op.opcodeIndex = len(model.operatorCodes)
             made_op.inputs, made_op.outputs = list(op.inputs), list(op.outputs)
@@ -134,4 +136,15 @@ def add_floats(path: Path, shape: tuple[int, ...] = (1, 3)) -> Path:
         [Op(fb.BuiltinOperator.ADD, (0, 1), (2,), fb.BuiltinOptions.AddOptions, fb.AddOptionsT())],
         (0, 1),
         (2,),
+    ).write(path)
+
+
+def custom_operation(path: Path, name: str) -> Path:
+    """A graph of one operation that is not built in."""
+    return Graph(
+        [Tensor("x", (1, 3)), Tensor("y", (1, 3))],
+        [Op(fb.BuiltinOperator.CUSTOM, (0,), (1,), custom=name)],
+        (0,),
+        (1,),
+        {"decode": ({"x": 0}, {"y": 1})},
     ).write(path)

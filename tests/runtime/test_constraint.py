@@ -17,8 +17,8 @@ from edgeslm.errors import BadRequestError, ConstraintError, ConstraintMissingEr
 from edgeslm.runtime.constraint import GrammarCompiler
 from edgeslm.runtime.constraint_form import AnswerForm, form_of
 from edgeslm.runtime.constraint_json import JsonPlace
-from edgeslm.runtime.constraint_vocabulary import open_vocabulary, token_bytes
-from edgeslm.runtime.tokenizer import Tokenizer
+from edgeslm.runtime.constraint_vocabulary import open_vocabulary
+from edgeslm.runtime.tokenizer import JsonTokenizer
 from edgeslm.schema.message import Options
 
 COMMAND = "turn the kitchen lights to 40 percent"
@@ -419,11 +419,11 @@ def words_tokenizer(tmp_path):
     built.normalizer = tokenizers.normalizers.Replace(" ", "▁")
     built.add_special_tokens(["<pad>", "</s>"])
     built.save(str(tmp_path / "tokenizer.json"))
-    return Tokenizer(tmp_path / "tokenizer.json")
+    return JsonTokenizer(tmp_path / "tokenizer.json")
 
 
 def test_words_with_bytes_to_fall_back_to_are_lent_as_well(words_tokenizer):
-    said = token_bytes(words_tokenizer)
+    said = words_tokenizer.token_bytes()
     assert (said[2], said[257], said[258], said[261]) == (b"\x00", b"\xff", b" ", b" a")
     lent = open_vocabulary(llguidance, words_tokenizer, [1])
     read = llguidance.LLTokenizer(words_tokenizer.to_json(), eos_token=[1])
@@ -437,4 +437,4 @@ def test_a_decoder_of_another_form_is_left_to_the_library(tmp_path):
     built = tokenizers.Tokenizer(tokenizers.models.WordPiece({"[UNK]": 0, "a": 1, "##b": 2}))
     built.decoder = tokenizers.decoders.WordPiece()
     built.save(str(tmp_path / "tokenizer.json"))
-    assert token_bytes(Tokenizer(tmp_path / "tokenizer.json")) is None
+    assert JsonTokenizer(tmp_path / "tokenizer.json").token_bytes() is None

@@ -16,9 +16,10 @@ from edgeslm.errors import (
 from edgeslm.models.package import parse_golden
 from edgeslm.runtime.backend import choose_runtime, installed_runtimes
 from edgeslm.runtime.engine import KvEngine
-from edgeslm.runtime.executor import CompiledExecutor, SignatureExecutor, WeightCache, has_compiled_model
+from edgeslm.runtime.executor import CompiledExecutor, SignatureExecutor, has_compiled_model
 from edgeslm.runtime.model import check_requirements, load_model
-from edgeslm.runtime.tokenizer import TextStream, Tokenizer
+from edgeslm.runtime.tokenizer import JsonTokenizer, TextStream
+from edgeslm.runtime.weight_cache import WeightCache
 from edgeslm.schema.message import Options
 
 COMMAND = "turn the kitchen lights to 40 percent"
@@ -127,7 +128,7 @@ def test_survives_any_text(model, prompt):
     "text", ["plain words", "grüße 🦊🦊 ½", "a  b\n\tc", '{"intent":"HassTurnOn","area":"Küche"}']
 )
 def test_a_text_stream_gives_the_text_back_whole(home_command, text):
-    tokenizer = Tokenizer(home_command.file("tokenizer.json"))
+    tokenizer = JsonTokenizer(home_command.file("tokenizer.json"))
     stream = TextStream(tokenizer)
     assert "".join(stream.push(token) for token in tokenizer.encode(text)) + stream.finish() == text
 

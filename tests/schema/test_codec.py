@@ -24,6 +24,7 @@ from edgeslm.schema.message import (
     Result,
     StreamDelta,
 )
+from edgeslm.schema.tensor import TensorBytes
 
 KINDS: list[type[BaseModel]] = [
     PromptRequest,
@@ -41,6 +42,22 @@ amounts = st.floats(0, 1e12)
 request_ids = st.from_regex(r"[A-Za-z0-9._:-]{1,128}", fullmatch=True)
 identifiers = st.from_regex(r"[a-z0-9-]{1,64}", fullmatch=True)
 tasks = st.sampled_from(["generate", "classify", "embed", "tensor"])
+number_lists = st.lists(
+    st.floats(allow_nan=False, allow_infinity=False) | st.integers(-(2**31), 2**31), max_size=5
+)
+tensors = st.dictionaries(
+    st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=20),
+    number_lists
+    | st.lists(number_lists, max_size=3)
+    | st.builds(
+        TensorBytes,
+        dtype=st.sampled_from(["int8", "float32"]),
+        shape=st.lists(st.integers(0, 9), max_size=8).map(tuple),
+        data=st.from_regex(r"[A-Za-z0-9+/]{0,40}", fullmatch=True),
+    ),
+    min_size=1,
+    max_size=4,
+)
 meters = st.sampled_from(["measured", "calibrated", "estimated"])
 json_values = st.recursive(
     st.none()
@@ -69,7 +86,7 @@ options = st.builds(
 requests = st.builds(
     PromptRequest,
     id=request_ids,
-    task=tasks,
+    task=st.sampled_from(["generate", "classify", "embed"]),
     model=st.none() | identifiers,
     prompt=st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=200),
     options=options,
@@ -149,11 +166,39 @@ infos = st.builds(
 )
 
 
-@given(st.one_of(requests, receipts, answers, refusals, deltas, infos))
+array_requests = st.builds(
+    PromptRequest, id=request_ids, task=st.sampled_from(["tensor", "classify", "embed"]), tensor=tensors
+)
+
+
+@given(st.one_of(requests, array_requests, receipts, answers, refusals, deltas, infos))
 def test_what_is_encoded_decodes_back(message: BaseModel) -> None:
     body = codec.encode(message)
     assert codec.decode(type(message), body) == message
     assert codec.decode(type(message), body, max_bytes=len(body)) == message
+
+
+@pytest.mark.parametrize(
+    ("fields", "told"),
+    [
+        ({}, "prompt is missing or empty"),
+        ({"prompt": ""}, "prompt is missing or empty"),
+        ({"task": "embed"}, "prompt is missing or empty"),
+        ({"task": "tensor", "prompt": "hi"}, "needs arrays"),
+        ({"prompt": "hi", "task": "classify", "tensor": {"x": [1]}}, "contradict"),
+        ({"tensor": {"x": [1]}}, "arrays go with task 'tensor'"),
+        ({"task": "tensor", "tensor": {}}, "at least 1 item"),
+        ({"task": "tensor", "tensor": {"x": "1"}}, "tensor.x"),
+        ({"task": "tensor", "tensor": {"x": {"dtype": "complex64", "shape": [], "data": ""}}}, "dtype"),
+        ({"task": "tensor", "tensor": {"x": {"dtype": "int8", "shape": [1] * 9, "data": ""}}}, "shape"),
+        ({"task": "tensor", "tensor": {str(n): [1] for n in range(33)}}, "at most 32"),
+        ({"task": "embed", "prompt": "hi", "choices": ["a"]}, "means nothing to task 'embed'"),
+        ({"task": "classify", "prompt": "hi", "regex": "a"}, "means nothing to task 'classify'"),
+    ],
+)
+def test_a_request_asks_one_thing_in_one_way(fields: dict[str, object], told: str) -> None:
+    with pytest.raises(CodecError, match=told):
+        codec.decode(PromptRequest, json.dumps({"id": "a", **fields}).encode())
 
 
 @given(requests)

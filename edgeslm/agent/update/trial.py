@@ -36,7 +36,7 @@ from edgeslm.schema.trial import MAX_LINE_BYTES, TrialAnswer, TrialBlock, TrialF
 if TYPE_CHECKING:
     from pydantic import BaseModel
 
-    from edgeslm.runtime.model import LoadedModel
+    from edgeslm.runtime.loading import ServedModel
 
 _PR_SET_PDEATHSIG = 1
 _NICE = 10
@@ -98,21 +98,32 @@ def _answers_to_stdout() -> Iterator[BinaryIO]:
         yield out
 
 
-def _load(flags: argparse.Namespace) -> LoadedModel:
+def _load(flags: argparse.Namespace) -> ServedModel:
     # Imported before the limit is set: what the libraries themselves take is not the candidate's.
     from edgeslm.models.store import ModelStore  # noqa: PLC0415
     from edgeslm.runtime.backend import choose_runtime  # noqa: PLC0415
     from edgeslm.runtime.executor import has_compiled_model  # noqa: PLC0415
-    from edgeslm.runtime.model import load_model  # noqa: PLC0415
+    from edgeslm.runtime.loading import load_served  # noqa: PLC0415
+    from edgeslm.runtime.trial import GraphTrial  # noqa: PLC0415
 
     has_compiled_model(choose_runtime(flags.runtime))
     installed = ModelStore(flags.store).get(flags.sha256)
     limit = (_status_kb("VmData") + flags.allowance_mb * 1024) * 1024
     resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
-    return load_model(installed, flags.runtime, flags.threads, flags.cache_dir)
+    resident_kb = _status_kb("VmRSS")
+    model = load_served(installed, flags.runtime, flags.threads, flags.cache_dir)
+    # The agent need not try again what was tried here.
+    GraphTrial(flags.cache_dir, flags.threads, flags.runtime).remember(
+        installed,
+        model.graph,
+        model.runtime,
+        grown_bytes=max(0, _status_kb("VmHWM") - resident_kb) * 1024,
+        load_s=model.load_s,
+    )
+    return model
 
 
-def _answer(model: LoadedModel, prompt: str) -> TrialAnswer:
+def _answer(model: ServedModel, prompt: str) -> TrialAnswer:
     try:
         answer = model.answer(prompt, Options())
     except RequestError:

@@ -33,8 +33,9 @@ from edgeslm.agent.update.machine import step
 from edgeslm.errors import JournalError
 from edgeslm.runtime.generation import OnText, ShouldStop
 from edgeslm.runtime.model import Answer
+from edgeslm.runtime.outcome import Outcome
 from edgeslm.schema.installed import InstalledPackage
-from edgeslm.schema.message import FinishReason, Options
+from edgeslm.schema.message import FinishReason, Options, PromptRequest, Task
 from edgeslm.schema.update import UpdatePolicy
 
 log = logging.getLogger(__name__)
@@ -168,9 +169,24 @@ class WatchedModel:
         """See ``Model``."""
         self._model.set_threads(threads)
 
+    @property
+    def tasks(self) -> tuple[Task, ...]:
+        """See ``Model``."""
+        return self._model.tasks
+
+    @property
+    def takes_arrays(self) -> bool:
+        """See ``Model``."""
+        return self._model.takes_arrays
+
     def count_tokens(self, prompt: str) -> int:
         """See ``Model``."""
         return self._model.count_tokens(prompt)
+
+    def infer(self, request: PromptRequest, *, should_stop: ShouldStop | None = None) -> Outcome:
+        """See ``Model``."""
+        with self._watched(should_stop) as asked:
+            return self._model.infer(request, should_stop=asked)
 
     def answer(
         self,
@@ -181,6 +197,11 @@ class WatchedModel:
         should_stop: ShouldStop | None = None,
     ) -> Answer:
         """See ``Model``."""
+        with self._watched(should_stop) as asked:
+            return self._model.answer(prompt, options, on_text=on_text, should_stop=asked)
+
+    @contextmanager
+    def _watched(self, should_stop: ShouldStop | None) -> Iterator[ShouldStop]:
         with self._pulse.of(Work(self.installed.sha256, "an answer", self._limit_s)) as work:
 
             def asked() -> FinishReason | None:
@@ -192,7 +213,7 @@ class WatchedModel:
                 work.rests = False
                 return reason
 
-            return self._model.answer(prompt, options, on_text=on_text, should_stop=asked)
+            yield asked
 
 
 class Watchdog:

@@ -26,7 +26,7 @@ from edgeslm.runtime.backend import Runtime, choose_runtime
 from edgeslm.runtime.engine import KvEngine
 from edgeslm.runtime.executor import SignatureExecutor
 from edgeslm.runtime.prompt import PromptEncoder
-from edgeslm.runtime.tokenizer import Tokenizer
+from edgeslm.runtime.tokenizer import JsonTokenizer
 from edgeslm.schema.package import PromptForm
 
 NAME: Final = "home-command"
@@ -99,7 +99,7 @@ def build(directory: Path, out: Path) -> str:
 def _build(directory: Path, out: Path, scratch: Path) -> str:
     tokenizer_file = scratch / "tokenizer.json"
     _mark_special_tokens(directory / "tokenizer.json", tokenizer_file)
-    tokenizer = Tokenizer(tokenizer_file)
+    tokenizer = JsonTokenizer(tokenizer_file)
     prompt_ids = PromptEncoder(PROMPT_FORM, tokenizer, MAX_PROMPT_TOKENS).encode(PROOF_PROMPT)
     runtime = choose_runtime("ai-edge-litert")
     draft = {

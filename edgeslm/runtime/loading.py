@@ -1,0 +1,58 @@
+"""Opening a package for whatever task it is made for."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from edgeslm.errors import ModelLoadError, RuntimeMissingError
+from edgeslm.runtime.backend import choose_runtime
+from edgeslm.runtime.graph_model import GraphModel
+from edgeslm.runtime.model import GraphCheck, LoadedModel, check_requirements, load_model
+from edgeslm.schema.config import RuntimeChoice
+from edgeslm.schema.installed import InstalledPackage
+
+ServedModel = LoadedModel | GraphModel
+
+
+def load_served(
+    installed: InstalledPackage,
+    choice: RuntimeChoice = "auto",
+    threads: int = 1,
+    cache_dir: Path | None = None,
+    check: GraphCheck | None = None,
+) -> ServedModel:
+    """Open the first graph that this runtime is trusted with and that proves right.
+
+    Args:
+        choice: which runtime.
+        threads: worker threads.
+        cache_dir: where packed weights of generative models are kept between starts.
+        check: asked before a graph is opened in this process (:meth:`edgeslm.runtime.trial.GraphTrial.check`).
+
+    Raises:
+        RuntimeMissingError: no runtime, or none that the package has a graph for.
+        ProofError: every suitable graph computes other values than the package states.
+        ModelLoadError: no suitable graph can be opened; the first reason is told.
+    """
+    manifest = installed.manifest
+    if manifest.task == "generate":
+        return load_model(installed, choice, threads, cache_dir, check)
+    runtime = choose_runtime(choice)
+    check_requirements(installed)
+    failures: list[ModelLoadError] = []
+    for graph in manifest.graphs:
+        if runtime.kind not in graph.runtimes:
+            continue
+        try:
+            if check is not None:
+                check(installed, graph, runtime)
+            return GraphModel(installed, runtime, graph, threads)
+        except ModelLoadError as error:
+            failures.append(error)
+    if failures:
+        raise failures[0]
+    raise RuntimeMissingError(
+        f"{manifest.name} has no graph for {runtime} (it has: "
+        + ", ".join(f"{graph.file} for {'/'.join(graph.runtimes)}" for graph in manifest.graphs)
+        + ")"
+    )
