@@ -52,6 +52,7 @@ agent:
       gate: {speed: 10, energy: 10, memory: 10, required: [answers], inconclusive: commit, max_rounds: 6, block_s: 0.1}
       load_s: 600
       answer_s: 600
+      probation_s: 30
 """
 _NEEDED = {
     "qemu-system-aarch64": "qemu-system-arm", "qemu-img": "qemu-utils", "apt-get": "apt", "mke2fs": "e2fsprogs",
