@@ -9,7 +9,7 @@ ARGS ?=
 NODE_RED_VERSION := 4.1.15
 ASYNCAPI_PARSER_VERSION := 3.6.3
 PYSPARKPLUG_VERSION := 0.6.1
-NIGHTLY := tests/slow/test_boot_pi.py tests/slow/test_read_only_root.py
+NIGHTLY := tests/slow/test_boot.py tests/slow/test_boot_pi.py tests/slow/test_read_only_root.py
 
 .PHONY: test-boot test-nightly docs-contract test-contract test-node-red test-sparkplug
 .PHONY: help demo example-smart-home test check model bench docs-cli test-slow test-service test-tflite test-mosquitto test-homeassistant clean distclean
@@ -33,7 +33,7 @@ check: $(VENV)/.dev  ## ruff, mypy strict, import contract
 	@$(BIN)/lint-imports
 
 test-slow: $(VENV)/.dev  ## Tests that need minutes
-	@$(BIN)/python -m pytest -m slow --timeout 1200 --ignore tests/slow/test_boot.py \
+	@$(BIN)/python -m pytest -m slow --timeout 1200 \
 	  $(addprefix --ignore ,$(NIGHTLY)) $(ARGS)
 
 test-boot: $(VENV)/.dev  ## A prepared image in QEMU: it joins, answers, is updated, and outlasts ten power cuts
