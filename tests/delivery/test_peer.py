@@ -15,11 +15,11 @@ from edgeslm.models.image import PackageImage
 from edgeslm.models.packing import pack
 from edgeslm.models.store import ModelStore
 
-PROOF = {"tokens": [1], "greedy": [2], "logit_ids": [2], "logits": [0.5], "atol": 0.01}
+PROOF = {"inputs": {"x": [1]}, "outputs": {"y": [2]}, "atol": 0.01}
 DRAFT = {
-    "format": 1, "name": "lent", "version": "1.0.0", "task": "tensor", "description": "", "context_tokens": 2,
+    "format": 1, "name": "lent", "version": "1.0.0", "task": "tensor", "description": "",
     "graphs": [{"file": "a.tflite", "runtimes": ["litert"], "quantization": "", "proof": PROOF}],
-    "max_prompt_tokens": 1, "max_answer_tokens": 1, "requires": {"ram_mb": 1, "agent": "0.1.0"},
+    "requires": {"ram_mb": 1, "agent": "0.1.0"},
     "licenses": [{"spdx": "Apache-2.0", "of": "all"}],
 }  # fmt: skip
 
