@@ -81,9 +81,7 @@ def check(
     GraphTrial(None, 1, command=command, patience_s=patience_s).check(package, graph, runtime)
 
 
-def test_memory_is_predicted_near_what_it_takes(
-    home_command: InstalledPackage, tmp_path: Path
-) -> None:
+def test_memory_is_predicted_near_what_it_takes(home_command: InstalledPackage, tmp_path: Path) -> None:
     runtime, graph = runtime_and_graph(home_command)
     tries = GraphTrial(tmp_path, 1)
     tries.check(home_command, graph, runtime)
