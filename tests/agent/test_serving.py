@@ -72,7 +72,7 @@ def test_a_swap_changes_who_answers_and_nothing_else(served: ServedModels, besid
     served.swap("other", OTHER.installed, beside=True)
     told: list[tuple[str, ...]] = []
     served.on_change = lambda: told.append(served.names())
-    assert served.swap("echo", NEW.installed, beside=beside) < 10
+    assert served.swap("echo", NEW.installed, beside=beside) < 1
     assert version(served) == "1.1.0"
     assert served.names() == ("echo", "other"), "the default stays the default"
     assert told == [("echo", "other")]
@@ -308,5 +308,4 @@ def test_a_real_model_is_swapped_under_a_stream_of_prompts_and_each_is_answered_
     assert {len(answer) for answer in answers} == {1}
     assert not any("error" in answer[0] for answer in answers)
     assert {str(answer[0]["receipt"]["model"]) for answer in answers} == {f"{NAME}@1.0.1", f"{NAME}@1.1.0"}
-    # Much less where nothing else keeps the cores busy (benchmarks.update has the figure).
-    assert longest_s < 5.0
+    assert longest_s < 1.0

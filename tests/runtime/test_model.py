@@ -101,8 +101,8 @@ def test_sampling_repeats_with_its_seed(model):
     options = Options(temperature=2.0, seed=11, max_tokens=20)
     first, second = (model.answer(COMMAND, options).generation.token_ids for _ in range(2))
     assert first == second
-    seeds = (Options(temperature=2.0, seed=seed, max_tokens=20) for seed in range(8))
-    assert len({model.answer(COMMAND, options).generation.token_ids for options in seeds}) > 1
+    other = model.answer(COMMAND, Options(temperature=2.0, seed=13, max_tokens=20)).generation.token_ids
+    assert other != first
 
 
 @pytest.mark.parametrize("prompt", ["", " ", "\n\t", "a <sep> b", "<s>", "</S>"])

@@ -34,6 +34,10 @@ from edgeslm.schema.package import GraphSpec
 from tests.runtime import graphs
 
 Command = Callable[[], list[str]]
+litert_only = pytest.mark.skipif(
+    choose_runtime().kind != "litert",
+    reason="what the runtime takes by itself was measured with ai-edge-litert",
+)
 SUBJECT = Subject("m@1.0.0", Path("m.tflite"), "ai-edge-litert 2.3.0")
 
 ILLEGAL = """
@@ -81,18 +85,16 @@ def check(
     GraphTrial(None, 1, command=command, patience_s=patience_s).check(package, graph, runtime)
 
 
-@pytest.mark.skipif(
-    choose_runtime().kind != "litert",
-    reason="what the runtime takes by itself was measured with ai-edge-litert",
-)
-def test_memory_is_predicted_near_what_it_takes(home_command: InstalledPackage, tmp_path: Path) -> None:
+@litert_only
+def test_memory_is_predicted_within_a_tenth_of_what_it_takes(
+    home_command: InstalledPackage, tmp_path: Path
+) -> None:
     runtime, graph = runtime_and_graph(home_command)
     tries = GraphTrial(tmp_path, 1)
     tries.check(home_command, graph, runtime)
     proved = tries.recall(home_command, graph, runtime)
     assert proved is not None
-    # Within a tenth as a rule; the runtime does not always give back what it packed the weights from.
-    assert proved.needed_bytes == pytest.approx(proved.grown_bytes, rel=0.4)
+    assert proved.needed_bytes == pytest.approx(proved.grown_bytes, rel=0.1)
 
 
 def test_a_graph_that_proved_right_here_is_not_tried_again(
@@ -129,7 +131,7 @@ def test_what_will_not_fit_is_refused_before_anything_is_started(
 ) -> None:
     runtime, graph = runtime_and_graph(home_command)
     little = GraphTrial(tmp_path, 1, free_bytes=lambda: 26 << 20, command=python("raise SystemExit(9)"))
-    with pytest.raises(MemoryShortError, match=r"will need \d\d MiB of memory, 26 MiB are free") as caught:
+    with pytest.raises(MemoryShortError, match=r"will need 4\d MiB of memory, 26 MiB are free") as caught:
         little.check(home_command, graph, runtime)
     assert caught.value.needed_bytes is not None
     assert caught.value.free_bytes == 26 << 20
@@ -148,7 +150,7 @@ def test_an_illegal_instruction_is_named(home_command: InstalledPackage) -> None
     assert "try the other runtime" in str(caught.value)
 
 
-@pytest.mark.parametrize("room_mb", [60, 90, 120])
+@pytest.mark.parametrize("room_mb", [60, 90, 120, pytest.param(150, marks=litert_only)])
 def test_a_load_that_runs_out_of_memory_is_named(home_command: InstalledPackage, room_mb: int) -> None:
     with pytest.raises(MemoryShortError, match="ran out of memory") as caught:
         check(home_command, python(CONFINED.format(room_mb=room_mb)))
