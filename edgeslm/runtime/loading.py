@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from edgeslm.errors import ModelLoadError, RuntimeMissingError
 from edgeslm.runtime.backend import choose_runtime
 from edgeslm.runtime.graph_model import GraphModel
-from edgeslm.runtime.model import GraphCheck, LoadedModel, check_requirements, load_model
+from edgeslm.runtime.model import GraphCheck, LoadedModel, load_model, open_first
 from edgeslm.schema.config import RuntimeChoice
 from edgeslm.schema.installed import InstalledPackage
 
@@ -38,21 +37,4 @@ def load_served(
     if manifest.task == "generate":
         return load_model(installed, choice, threads, cache_dir, check)
     runtime = choose_runtime(choice)
-    check_requirements(installed)
-    failures: list[ModelLoadError] = []
-    for graph in manifest.graphs:
-        if runtime.kind not in graph.runtimes:
-            continue
-        try:
-            if check is not None:
-                check(installed, graph, runtime)
-            return GraphModel(installed, runtime, graph, threads)
-        except ModelLoadError as error:
-            failures.append(error)
-    if failures:
-        raise failures[0]
-    raise RuntimeMissingError(
-        f"{manifest.name} has no graph for {runtime} (it has: "
-        + ", ".join(f"{graph.file} for {'/'.join(graph.runtimes)}" for graph in manifest.graphs)
-        + ")"
-    )
+    return open_first(installed, runtime, lambda graph: GraphModel(installed, runtime, graph, threads), check)

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 from pydantic import JsonValue
@@ -283,6 +284,7 @@ def _finite(text: str) -> float:
     return value
 
 
+OpenedT = TypeVar("OpenedT")
 GraphCheck = Callable[[InstalledPackage, GraphSpec, Runtime], None]
 """Raises `ModelLoadError` where a graph must not be opened in this process."""
 
@@ -368,21 +370,45 @@ def load_model(
     """
     runtime = choose_runtime(choice)
     manifest = installed.manifest
-    if manifest.task != "generate" or manifest.tokenizer is None:
+    tokenizer = manifest.tokenizer
+    if manifest.task != "generate" or tokenizer is None:
         raise ModelLoadError(
             f"{manifest.name} is for task '{manifest.task}', and generates nothing",
             path=str(installed.directory),
         )
+
+    def open_graph(graph: GraphSpec) -> LoadedModel:
+        open_engine = partial(_open_proved, installed, graph, runtime, cache_dir)
+        return LoadedModel(installed, runtime, graph, tokenizer, open_engine, threads)
+
+    return open_first(installed, runtime, open_graph, check)
+
+
+def open_first(
+    installed: InstalledPackage,
+    runtime: Runtime,
+    open_graph: Callable[[GraphSpec], OpenedT],
+    check: GraphCheck | None,
+) -> OpenedT:
+    """What `open_graph` makes of the first graph that `runtime` is trusted with and that proves right.
+
+    Args:
+        check: asked before a graph is opened here.
+
+    Raises:
+        RuntimeMissingError: the package has no graph for `runtime`.
+        ModelLoadError: its needs are not met, or no suitable graph can be opened; the first reason is told.
+    """
     check_requirements(installed)
+    manifest = installed.manifest
     failures: list[ModelLoadError] = []
     for graph in manifest.graphs:
         if runtime.kind not in graph.runtimes:
             continue
-        open_engine = partial(_open_proved, installed, graph, runtime, cache_dir)
         try:
             if check is not None:
                 check(installed, graph, runtime)
-            return LoadedModel(installed, runtime, graph, manifest.tokenizer, open_engine, threads)
+            return open_graph(graph)
         except ModelLoadError as error:
             failures.append(error)
     if failures:
