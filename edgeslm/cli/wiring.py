@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from importlib import resources
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import yaml
 from pydantic import ValidationError
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from edgeslm.power.meters.discovery import Discovery
     from edgeslm.power.steward import Steward
     from edgeslm.runtime.loading import ServedModel
-    from edgeslm.runtime.model import LoadedModel
+    from edgeslm.runtime.model import GraphCheck, LoadedModel
     from edgeslm.runtime.trial import Proved
     from edgeslm.schema.board import Board
     from edgeslm.schema.budget import Budget
@@ -45,6 +45,8 @@ if TYPE_CHECKING:
     from edgeslm.trust.identity import Identity
 
 log = logging.getLogger(__name__)
+
+OpenedT = TypeVar("OpenedT")
 
 BUILTIN = "builtin:"
 CACHE_NAME = "cache"
@@ -110,16 +112,10 @@ def open_model(
     threads: int | None = None,
     store_dir: Path | None = None,
 ) -> LoadedModel:
-    """A model ready to run in this process."""
-    from edgeslm.power.boards import choose_board  # noqa: PLC0415
+    """A model that generates, ready to run in this process."""
     from edgeslm.runtime.model import load_model  # noqa: PLC0415
-    from edgeslm.runtime.trial import GraphTrial  # noqa: PLC0415
 
-    store_dir = store_dir or default_store_dir()
-    installed = install_package(reference, store_dir)
-    threads = threads or choose_board(None).threads
-    cache_dir = store_dir / CACHE_NAME
-    return load_model(installed, runtime, threads, cache_dir, GraphTrial(cache_dir, threads, runtime).check)
+    return _open(load_model, reference, runtime, threads, store_dir)
 
 
 def open_served(
@@ -130,15 +126,26 @@ def open_served(
     store_dir: Path | None = None,
 ) -> ServedModel:
     """A model of whatever task, ready to run in this process."""
-    from edgeslm.power.boards import choose_board  # noqa: PLC0415
     from edgeslm.runtime.loading import load_served  # noqa: PLC0415
+
+    return _open(load_served, reference, runtime, threads, store_dir)
+
+
+def _open(
+    load: Callable[[InstalledPackage, RuntimeChoice, int, Path, GraphCheck], OpenedT],
+    reference: str,
+    runtime: RuntimeChoice,
+    threads: int | None,
+    store_dir: Path | None,
+) -> OpenedT:
+    from edgeslm.power.boards import choose_board  # noqa: PLC0415
     from edgeslm.runtime.trial import GraphTrial  # noqa: PLC0415
 
     store_dir = store_dir or default_store_dir()
     installed = install_package(reference, store_dir)
     threads = threads or choose_board(None).threads
     cache_dir = store_dir / CACHE_NAME
-    return load_served(installed, runtime, threads, cache_dir, GraphTrial(cache_dir, threads, runtime).check)
+    return load(installed, runtime, threads, cache_dir, GraphTrial(cache_dir, threads, runtime).check)
 
 
 def memory_of(loaded: ServedModel, store_dir: Path | None = None) -> Proved | None:

@@ -68,10 +68,12 @@ class Archive:
             with self._zip.open(f"{FILES}/{item.sha256}") as stream:
                 yield cast(BinaryIO, stream)
         except (KeyError, EOFError, zipfile.BadZipFile, NotImplementedError, RuntimeError) as error:
+            # The last two: a member is packed in a way that zipfile does not know, or encrypted.
             raise DamagedError(
                 f"{item.path} is damaged in the archive: {error}", "Copy the archive anew"
             ) from error
         except Exception as error:
+            # zipfile lets zlib.error through; a Python that was built without zlib has no such class to name.
             if type(error).__module__ != "zlib":
                 raise
             raise DamagedError(

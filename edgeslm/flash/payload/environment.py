@@ -346,6 +346,7 @@ class _Destination:
         from installer.exceptions import InstallerError  # noqa: PLC0415
         from installer.records import InvalidRecordEntry  # noqa: PLC0415
 
+        # The library checks by assertions, and passes on what zipfile, csv and zlib raise over damaged files.
         faults = (
             InstallerError, InvalidRecordEntry, AssertionError, EOFError, KeyError, NotImplementedError,
             RuntimeError, TypeError, ValueError, csv.Error, zipfile.BadZipFile, zlib.error,
