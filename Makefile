@@ -9,8 +9,7 @@ ARGS ?=
 NODE_RED_VERSION := 4.1.15
 ASYNCAPI_PARSER_VERSION := 3.6.3
 PYSPARKPLUG_VERSION := 0.6.1
-NIGHTLY := tests/slow/test_boot.py tests/slow/test_boot_pi.py tests/slow/test_read_only_root.py \
-  tests/slow/test_service.py tests/slow/test_install_arm64.py
+NIGHTLY := tests/slow/test_boot.py tests/slow/test_boot_pi.py tests/slow/test_read_only_root.py
 
 .PHONY: test-boot test-nightly docs-contract test-contract test-node-red test-sparkplug
 .PHONY: help demo example-smart-home test check model bench docs-cli test-slow test-service test-tflite test-mosquitto test-homeassistant clean distclean
@@ -40,7 +39,7 @@ test-slow: $(VENV)/.dev  ## Tests that need minutes
 test-boot: $(VENV)/.dev  ## A prepared image in QEMU: it joins, answers, is updated, and outlasts ten power cuts
 	@$(BIN)/python -m pytest -m slow tests/slow/test_boot.py $(ARGS)
 
-test-nightly: $(VENV)/.dev  ## What takes too long for each change: emulated boards, the service under a real systemd
+test-nightly: $(VENV)/.dev  ## Emulated boards, which take too long for each change
 	@$(BIN)/python -m pytest -m slow $(NIGHTLY) $(ARGS)
 
 test-service: $(VENV)/.dev  ## The service under a real systemd, in namespaces of its own (root; else it is skipped)
