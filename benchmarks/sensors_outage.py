@@ -136,7 +136,7 @@ class _Load:
 
 def measure_outage(quick: bool) -> Found:
     """The figures of an outage that goes over to the disk; of a shorter one for a rough look."""
-    return measure(15.0 if quick else 75.0)
+    return measure(15.0 if quick else 600.0)
 
 
 def measure(outage_s: float) -> Found:

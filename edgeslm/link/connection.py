@@ -48,6 +48,7 @@ from paho.mqtt.subscribeoptions import SubscribeOptions
 from edgeslm.clock import utc_now
 from edgeslm.errors import ConfigError
 from edgeslm.link.port import HOPS_PROPERTY, MAX_HOPS_TOLD, Message
+from edgeslm.link.reading import ReadingClient
 from edgeslm.schema.config import BrokerConfig
 
 _LOG = logging.getLogger(__name__)
@@ -62,6 +63,8 @@ CONNECT_TIMEOUT_S = 10.0
 """From the first SYN to SUBACK."""
 LINGER_S = 0.2
 """For the broker to close a connection after DISCONNECT."""
+_LOOK_S = 0.005
+"""While messages come one on the heels of the other, the clock and the network's other needs wait so long at most."""
 _OF_DATES = (9, 10)
 """A certificate is not valid yet, or not any more (OpenSSL, X509_STORE_CTX_get_error(3))."""
 
@@ -209,7 +212,8 @@ class Connection:
 
     Attributes:
         filters: (filter, qos) to subscribe on connecting.
-        arrived: what `news` is to call for a received message.
+        arrived: what `news` is to call for a received message,
+        heard: and for one that paho did not see, with QoS 0 and no properties.
         confirmed: what `news` is to call for a message id that the broker confirmed.
         news: what happened, for the link thread to call when no lock of paho is held.
         is_subscribed: CONNACK came, and SUBACK if there was something to subscribe.
@@ -246,8 +250,10 @@ class Connection:
         self.news: deque[Callable[[], None]] = deque()
         self.filters: tuple[tuple[str, int], ...] = ()
         self.arrived: Callable[[Connection, paho.MQTTMessage], None] | None = None
+        self.heard: Callable[[Message], None] | None = None
         self.confirmed: Callable[[Connection, int], None] | None = None
         self.held_until_s = 0.0
+        self._look_s = 0.0
         self.tokens: dict[int, int] = {}
         self.waiting: deque[tuple[int, Message]] = deque()
         self.unwritten_qos0 = 0
@@ -258,9 +264,9 @@ class Connection:
 
     # --- link thread ---------------------------------------------------------------------------------------
 
-    def _new_client(self, client_id: str, will: Message | None) -> paho.Client:
+    def _new_client(self, client_id: str, will: Message | None) -> ReadingClient:
         config = self._config
-        client = paho.Client(
+        client = ReadingClient(
             CallbackAPIVersion.VERSION2,
             client_id=client_id,
             clean_session=None if self._is_v5 else config.session_expiry_s == 0,
@@ -320,13 +326,20 @@ class Connection:
         sock = self._client.socket()
         if sock is None:
             return
-        held_s = self.held_until_s - time.monotonic()
+        now_s = time.monotonic()
+        held_s = self.held_until_s - now_s
+        has_ahead = held_s <= 0 and self._client.has_ahead()
+        if has_ahead and now_s < self._look_s and not self._client.want_write():
+            self._read()
+            return
+        self._look_s = now_s + _LOOK_S
         interest = (select.POLLIN if held_s <= 0 else 0) | (
             select.POLLOUT if self._client.want_write() else 0
         )
         self._poller.register(sock, interest)
         # TLS may hold decrypted bytes back that no poll announces.
-        has_buffered = held_s <= 0 and isinstance(sock, ssl.SSLSocket) and sock.pending() > 0
+        is_deciphered = held_s <= 0 and isinstance(sock, ssl.SSLSocket) and sock.pending() > 0
+        has_buffered = has_ahead or is_deciphered
         # A quarter of the keepalive notices a due ping well within the broker's grace of half of one. The
         # broker may have set another keepalive than ours, or 0 for none.
         longest_s = max(0.0, min(timeout_s, self._client.keepalive / 4 or timeout_s))
@@ -339,8 +352,15 @@ class Connection:
         if self._client.want_write():
             self._client.loop_write()
         if has_buffered or ready.get(sock.fileno(), 0) & ~select.POLLOUT:
-            self._client.loop_read()
+            self._read()
         self._client.loop_misc()
+
+    def _read(self) -> None:
+        message = self._client.next_plain()
+        if message is None:
+            self._client.loop_read()
+        elif self.heard is not None:
+            self.news.append(partial(self.heard, message))
 
     def disconnect(self, deadline_s: float) -> None:
         """Send DISCONNECT, and let the broker close the connection first."""

@@ -32,7 +32,7 @@ from paho.mqtt import MQTTException
 
 from edgeslm.errors import ConfigError, LinkError
 from edgeslm.link.connection import CONNECT_TIMEOUT_S, Connection, Waker, doubt_about_tls, hops_of
-from edgeslm.link.port import LinkEvents, Message
+from edgeslm.link.port import LinkEvents, Message, no_ack
 from edgeslm.schema.config import BrokerConfig
 
 _LOG = logging.getLogger(__name__)
@@ -201,6 +201,7 @@ class MqttLink:
         with self._lock:
             connection.filters = tuple(self._filters.items())
         connection.arrived = self._on_arrived
+        connection.heard = self._on_heard
         connection.confirmed = self._on_confirmed
         connection.open()
         return connection
@@ -271,16 +272,16 @@ class MqttLink:
             self._tell(partial(self._events.on_published, token))
 
     def _on_arrived(self, connection: Connection, raw: paho.MQTTMessage) -> None:
-        message = Message(topic="", payload=b"")
+        acknowledge: Callable[[], None] = no_ack
         if raw.qos > 0:
             with self._lock:
                 serial = connection.remember(raw.mid)
-            message = Message("", b"", acknowledge=partial(self._acknowledge, connection, serial))
+            acknowledge = partial(self._acknowledge, connection, serial)
         try:
             topic = raw.topic
         except UnicodeDecodeError:
             _LOG.warning("a message whose topic is not UTF-8 is dropped")
-            message.acknowledge()
+            acknowledge()
             return
         properties = raw.properties
         message = Message(
@@ -292,8 +293,11 @@ class MqttLink:
             correlation=getattr(properties, "CorrelationData", None),
             expiry_s=getattr(properties, "MessageExpiryInterval", None),
             hops=hops_of(properties),
-            acknowledge=message.acknowledge,
+            acknowledge=acknowledge,
         )
+        self._on_heard(message)
+
+    def _on_heard(self, message: Message) -> None:
         if self._events is not None:
             self._tell(partial(self._events.on_message, message))
 

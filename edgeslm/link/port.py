@@ -13,7 +13,7 @@ HOPS_PROPERTY: Final = "edgeslm-hops"
 MAX_HOPS_TOLD: Final = 255
 
 
-def _no_ack() -> None:
+def no_ack() -> None:
     """Acknowledge nothing: the message needs no acknowledgement."""
 
 
@@ -40,7 +40,7 @@ class Message:
     correlation: bytes | None = None
     expiry_s: int | None = None
     hops: int = 0
-    acknowledge: Callable[[], None] = field(default=_no_ack, compare=False)
+    acknowledge: Callable[[], None] = field(default=no_ack, compare=False)
 
 
 class LinkEvents(Protocol):

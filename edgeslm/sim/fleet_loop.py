@@ -211,10 +211,11 @@ class FleetLoop:
                 self.bring_back(peer)
             elif peer.away == "cut" and peer.endpoint is not None:
                 peer.device.wake(now)
+                self._watch_state(peer)
             return
         due = [away for away in peer.planned if away.from_s <= now.real_s]
         if due:
-            peer.planned.remove(due[0])
+            peer.begin(due[0])
             self.send_away(peer, due[0].kind, due[0].for_s)
             return
         if not peer.device.is_on:
@@ -255,7 +256,7 @@ class FleetLoop:
         states = peer.device.updates.states if peer.planned else ()
         for away in peer.planned:
             if away.during in states:
-                peer.planned.remove(away)
+                peer.begin(away)
                 self.send_away(peer, away.kind, away.for_s)
                 return
         if not peer.device.is_on and peer.connection is not None:

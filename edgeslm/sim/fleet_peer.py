@@ -128,9 +128,20 @@ class Peer:
                 from_s = math.inf if outage.during is not None else began_s + outage.at_s / speed
                 for_s = math.inf if outage.for_s is None else outage.for_s / speed
                 self.planned.append(Away(outage.kind, from_s, for_s, outage.during))
+        self._hold()
         if self.endpoint is None and self.claim is None:
             self.rejected = "it has no certificate and no claim"
         self.plan_drop(began_s, seed=seed, speed=speed)
+
+    def begin(self, away: Away) -> None:
+        """Take it from what is planned, for it begins."""
+        self.planned.remove(away)
+        self._hold()
+
+    def _hold(self) -> None:
+        self.device.updates.hold_in = frozenset(
+            away.during for away in self.planned if away.during is not None
+        )
 
     def plan_drop(self, now_s: float, *, seed: int, speed: float) -> float:
         """Say when its link drops next; how long it is down when it drops now."""

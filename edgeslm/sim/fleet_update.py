@@ -120,6 +120,8 @@ class Updates:
     Attributes:
         assignment: number of the assignment that is followed; 0 if none.
         due_s: when there is something to do next, in simulated seconds.
+        hold_in: states in which no more time passes, however late it is, until they are taken out of here: the
+            board goes out in them, and may not have left them by then.
         seen_s: until when time has passed for it.
     """
 
@@ -137,6 +139,7 @@ class Updates:
         "_world",
         "assignment",
         "due_s",
+        "hold_in",
         "seen_s",
     )
 
@@ -156,6 +159,7 @@ class Updates:
         self._verdict: Verdict | None = None
         self.assignment = 0
         self.due_s = math.inf
+        self.hold_in: frozenset[str] = frozenset()
 
     # --- what runs ---
 
@@ -245,9 +249,12 @@ class Updates:
     def advance(self, now_s: float, *, online: bool) -> bool:
         """Let time pass until `now_s`; whether there is something to report."""
         has_news = False
-        while self.due_s < now_s:
+        while self.due_s < now_s and not self._is_held():
             has_news |= self._advance_to(self.due_s, online=online)
-        return self._advance_to(now_s, online=online) or has_news
+        return has_news if self._is_held() else self._advance_to(now_s, online=online) or has_news
+
+    def _is_held(self) -> bool:
+        return not self.hold_in.isdisjoint(self.states)
 
     def _advance_to(self, now_s: float, *, online: bool) -> bool:
         """The same, where nothing is due before `now_s`."""
@@ -264,7 +271,7 @@ class Updates:
             self.due_s = math.inf
             if under_way is not None:
                 self.due_s = self._take_step(under_way, now_s, online=online)
-            if self.due_s > now_s:
+            if self.due_s > now_s or self._is_held():
                 return has_news
             has_news = True
         self.due_s = now_s + _LOOK_AGAIN_S

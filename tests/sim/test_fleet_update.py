@@ -188,6 +188,17 @@ def test_one_long_step_in_time_equals_many_short_ones() -> None:
     assert long.due_s == pytest.approx(short.due_s)
 
 
+def test_a_board_that_goes_out_in_a_state_does_not_leave_it_however_late_it_is_looked_after() -> None:
+    made = updates(World())
+    made.hold_in = frozenset({"trial"})
+    made.follow(assignment(1, "1.1.0"), 0.0, online=True)
+    made.advance(745.0, online=True)
+    assert made.get("m").state == "trial"
+    made.hold_in = frozenset()
+    made.advance(1490.0, online=True)
+    assert made.get("m").state == "committed"
+
+
 def test_a_board_that_goes_out_in_its_trial_begins_it_anew_and_gives_up_when_that_repeats() -> None:
     made = updates(World())
     made.follow(assignment(1, "1.1.0"), 0.0, online=True)
