@@ -138,6 +138,19 @@ class TooLargeError(RequestError):
         self.unit = unit
 
 
+class ContextOverflowError(TooLargeError):
+    """A prompt, with the turns that it comes after, is longer than the model takes.
+
+    Attributes:
+        turns: earlier turns of its conversation that are part of it.
+    """
+
+    def __init__(self, message: str, *, actual: int, limit: int, unit: str, turns: int, hint: str) -> None:
+        super().__init__(message, actual=actual, limit=limit, unit=unit)
+        self.turns = turns
+        self.hint = hint
+
+
 class BusyError(RequestError):
     """The queue is full."""
 
@@ -461,6 +474,10 @@ class ProofError(ModelLoadError):
     """A graph loads but computes other values than its package promises."""
 
 
+class ChatTemplateError(ModelLoadError):
+    """A package's chat template is none, does what it may not, fails, or does not come to an end."""
+
+
 class PreflightError(ModelLoadError):
     """A graph would not do on this machine: shown before a load, or by a process that tried it in our stead."""
 
@@ -514,6 +531,10 @@ class MemoryShortError(PreflightError):
         super().__init__(message, path=path, hint=hint)
         self.needed_bytes = needed_bytes
         self.free_bytes = free_bytes
+
+
+class ModelsMemoryError(MemoryShortError):
+    """A model does not fit into the memory that the settings leave to models, beside those that are in use."""
 
 
 class OperationMissingError(PreflightError):

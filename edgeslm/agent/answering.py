@@ -4,12 +4,20 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from dataclasses import replace
 
+from edgeslm.agent.batch import answer_inputs
 from edgeslm.agent.ports import EnergyMeter, Model
+from edgeslm.agent.sessions import Recalled, Sessions
+from edgeslm.errors import BadRequestError
 from edgeslm.power.port import Cause, EnergyReading
 from edgeslm.runtime.generation import Generation, OnText, ShouldStop
+from edgeslm.runtime.model import Answer
 from edgeslm.runtime.outcome import Outcome
-from edgeslm.schema.message import PromptRequest, Receipt, Result
+from edgeslm.schema.message import FinishReason, PromptRequest, Receipt, Result
+
+_REMEMBERED: frozenset[FinishReason] = frozenset({"stop", "schema", "length"})
+"""Answers that ended for another reason are not what the model would have said, so no turn is made of them."""
 
 
 def answer_request(
@@ -19,6 +27,7 @@ def answer_request(
     device: str,
     *,
     accepted_s: float,
+    sessions: Sessions | None = None,
     rule: str | None = None,
     on_text: OnText | None = None,
     should_stop: ShouldStop | None = None,
@@ -28,6 +37,7 @@ def answer_request(
 
     Args:
         accepted_s: monotonic time at which the request was accepted.
+        sessions: what was said before; a turn that came to its end is added.
         rule: the rule that asks, where one does.
         on_text: gets the answer piece by piece.
         should_stop: asked between tokens.
@@ -37,6 +47,9 @@ def answer_request(
         RequestError: the request can't be served.
         InferenceError: the runtime fails.
     """
+    if request.inputs is not None:
+        return _answer_inputs(model, meter, request, device, accepted_s, rule, should_stop, paused_s)
+    recalled = _recall(model, request, sessions)
     span = meter.begin(Cause("prompt", model=model.name, id=request.id, rule=rule))
     started_s = time.monotonic()
     if request.task != "generate":
@@ -46,9 +59,17 @@ def answer_request(
             energy = span.end()
         return _outcome_result(model, request, device, outcome, energy, started_s - accepted_s, paused_s())
     try:
-        answer = model.answer(request.prompt, request.options, on_text=on_text, should_stop=should_stop)
+        answer = model.answer(
+            request.prompt,
+            request.options,
+            on_text=on_text,
+            should_stop=should_stop,
+            turns=() if recalled is None else recalled.turns,
+        )
     finally:
         energy = span.end()
+    _remember(model, request, sessions, recalled, answer)
+    receipt = _receipt(model, answer.generation, energy, started_s - accepted_s, paused_s())
     return Result(
         id=request.id,
         device=device,
@@ -56,8 +77,68 @@ def answer_request(
         json=answer.data,
         finish_reason=answer.generation.finish_reason,
         closed=answer.generation.closed,
-        receipt=_receipt(model, answer.generation, energy, started_s - accepted_s, paused_s()),
+        receipt=receipt.model_copy(update=_history(recalled, answer)),
     )
+
+
+def _answer_inputs(
+    model: Model,
+    meter: EnergyMeter,
+    request: PromptRequest,
+    device: str,
+    accepted_s: float,
+    rule: str | None,
+    should_stop: ShouldStop | None,
+    paused_s: Callable[[], float],
+) -> Result:
+    span = meter.begin(Cause("prompt", model=model.name, id=request.id, rule=rule))
+    started_s = time.monotonic()
+    try:
+        found = answer_inputs(model, request, should_stop=should_stop)
+    finally:
+        energy = span.end()
+    total = found.total
+    if request.task != "generate":
+        total = replace(total, prefill_s=total.prefill_s - paused_s())
+    return Result(
+        id=request.id,
+        device=device,
+        outputs=found.outputs,
+        finish_reason=found.finish_reason,
+        receipt=_receipt(model, total, energy, started_s - accepted_s, paused_s()),
+    )
+
+
+def _recall(model: Model, request: PromptRequest, sessions: Sessions | None) -> Recalled | None:
+    if request.options.session is None:
+        return None
+    if sessions is None:
+        raise BadRequestError("option 'session' is not supported here: nothing is remembered")
+    return sessions.recall(request.options.session, model.installed)
+
+
+def _remember(
+    model: Model,
+    request: PromptRequest,
+    sessions: Sessions | None,
+    recalled: Recalled | None,
+    answer: Answer,
+) -> None:
+    if sessions is None or recalled is None or request.options.session is None or answer.turn is None:
+        return
+    if answer.generation.finish_reason in _REMEMBERED:
+        session = request.options.session
+        sessions.remember(session, model.installed, answer.turn, dropped=answer.dropped_turns)
+
+
+def _history(recalled: Recalled | None, answer: Answer) -> dict[str, str | int | None]:
+    """What a receipt says of turns and of what was left out."""
+    found: dict[str, str | int | None] = {"dropped_chars": answer.dropped_chars or None}
+    if recalled is not None:
+        found["session"] = recalled.state
+        found["session_turns"] = len(recalled.turns) - answer.dropped_turns
+        found["dropped_turns"] = answer.dropped_turns or None
+    return found
 
 
 def _outcome_result(
@@ -109,7 +190,7 @@ def _receipt(
         paused_ms=round(paused_s * 1e3, 3),
         # The last prompt token is computed by the step that gives the first token of the answer.
         prefill_tps=_rate(generation.prompt_tokens - 1, generation.prefill_s),
-        decode_tps=_rate(len(generation.token_ids) - 1, generation.decode_s - paused_s),
+        decode_tps=_rate(len(generation.token_ids) - 1, generation.decode_s),
         energy_j=round(energy.energy_j, 6),
         energy_net_j=round(energy.net_j, 6),
         power_w=round(energy.power_w, 4),

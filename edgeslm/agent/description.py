@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from functools import cache
@@ -41,9 +41,10 @@ def describe(
     served: Sequence[Model],
     meter_class: MeterClass,
     started_at: datetime,
+    resting: Collection[str] = (),
 ) -> Info:
-    """The retained self-description of an agent that serves `served`."""
-    models = tuple(_model_info(model) for model in served)
+    """The retained self-description of an agent that serves `served`, of which `resting`, by name, are not loaded."""
+    models = tuple(_model_info(model, resting) for model in served)
     return Info(
         device=identity.device,
         agent=edgeslm.__version__,
@@ -80,7 +81,7 @@ def _cpu_features() -> tuple[str, ...] | None:
     return tuple(sorted(flags)[:MAX_CPU_FEATURES]) if flags else None
 
 
-def _model_info(model: Model) -> ModelInfo:
+def _model_info(model: Model, resting: Collection[str]) -> ModelInfo:
     manifest = model.installed.manifest
     return ModelInfo(
         name=manifest.name,
@@ -89,4 +90,5 @@ def _model_info(model: Model) -> ModelInfo:
         task=manifest.task,
         context_tokens=model.context_tokens,
         graph=model.graph_file,
+        loaded=manifest.name not in resting,
     )

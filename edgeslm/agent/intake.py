@@ -13,7 +13,7 @@ from typing import Protocol
 from edgeslm import codec, topics
 from edgeslm.agent.job import ReplyAddress, ReplyForm
 from edgeslm.errors import BadRequestError, BodySizeError, CodecError, EdgeslmError, TooLargeError, TopicError
-from edgeslm.schema.message import CancelRequest, ErrorBody, PromptRequest, Result
+from edgeslm.schema.message import NO_SESSION_IN_POOLS, CancelRequest, ErrorBody, PromptRequest, Result
 
 UNIDENTIFIED = "unidentified"
 """Stands for the id of a request that is too broken to have one."""
@@ -149,6 +149,8 @@ def _read_prompt(
         if request.model not in {None, pool_model}:
             wrong = BadRequestError(f"model '{request.model}' asked of the pool of '{pool_model}'")
             return Refused(request_id, reply, wrong)
+        if request.options.session is not None:
+            return Refused(request_id, reply, BadRequestError(NO_SESSION_IN_POOLS))
         request = request.model_copy(update={"model": pool_model})
     return Prompt(request, reply)
 

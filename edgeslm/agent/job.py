@@ -43,7 +43,7 @@ class Job:
         plan: what it will probably take, where there is a budget to decide by.
         rule: the rule of this device that asks, where one does.
         told: gets the answer of a prompt that this device asks itself, on the worker's thread. Such a one is in no
-            journal, and gives way to a waiting prompt of high priority: it is computed anew afterwards.
+            journal.
     """
 
     request: PromptRequest

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Protocol
 
 from edgeslm.link.port import Link, LinkEvents, Message
 from edgeslm.power.port import EnergyMeter
+from edgeslm.runtime.conversation import Turn
 from edgeslm.runtime.generation import OnText, ShouldStop
 from edgeslm.runtime.model import Answer
 from edgeslm.runtime.outcome import Outcome
@@ -58,6 +61,12 @@ class Model(Protocol):
     def set_threads(self, threads: int) -> None:
         """Use another number of threads from the next prompt on; raises ``ModelLoadError`` if that can't be."""
 
+    def set_aside(self) -> AbstractContextManager[None]:
+        """Within the block another prompt is answered, while `should_stop` of one that goes on afterwards is asked.
+
+        Raises ``InferenceError`` where there is no memory for that; the first goes on.
+        """
+
     def count_tokens(self, prompt: str) -> int:
         """Tokens of `prompt` as it will be computed; from any thread; raises ``RequestError`` as `answer` would."""
 
@@ -68,8 +77,12 @@ class Model(Protocol):
         *,
         on_text: OnText | None = None,
         should_stop: ShouldStop | None = None,
+        turns: Sequence[Turn] = (),
     ) -> Answer:
-        """Answer one prompt; raises ``RequestError`` for the prompt's fault, ``InferenceError`` for its own."""
+        """Answer one prompt, which comes after `turns`.
+
+        Raises ``RequestError`` for the prompt's fault, ``InferenceError`` for its own.
+        """
 
     def infer(self, request: PromptRequest, *, should_stop: ShouldStop | None = None) -> Outcome:
         """Do a task other than generating; raises as `answer` does, also where `should_stop` has a reason."""

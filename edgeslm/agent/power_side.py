@@ -13,14 +13,16 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
+from edgeslm.agent.batch import count_tokens
 from edgeslm.agent.exposition import Exposition
 from edgeslm.agent.job import Job
 from edgeslm.agent.metrics import Outcome, outcome_of
+from edgeslm.agent.ports import Model
 from edgeslm.agent.queue import Pick, Turn, in_order
 from edgeslm.agent.serving import ServedModels
 from edgeslm.agent.telemetry import Telemetry
 from edgeslm.codec import describe
-from edgeslm.errors import BudgetError, ConfigError, UnknownModelError
+from edgeslm.errors import BudgetError, ConfigError, TooLargeError, UnknownModelError
 from edgeslm.files import replace_file
 from edgeslm.power.attribution import Interval
 from edgeslm.power.ledger_reader import PromptNote
@@ -28,7 +30,7 @@ from edgeslm.power.monitor import PowerMonitor
 from edgeslm.power.port import Vitals
 from edgeslm.power.steward import Ask, Steward
 from edgeslm.schema.budget import Budget
-from edgeslm.schema.message import Result
+from edgeslm.schema.message import PromptRequest, Result
 
 log = logging.getLogger(__name__)
 
@@ -151,14 +153,15 @@ class PowerSide:
         model = models.get(request.model)
         generates = request.task == "generate"
         asked = (request.options.max_tokens or model.max_answer_tokens) if generates else 1
-        prompt_tokens = model.count_tokens(request.prompt) if request.tensor is None else 1
+        inputs = len(request.inputs or (None,))
+        prompt_tokens = _prompt_tokens(model, request)
         job.plan = self.steward.plan(
             Ask(
                 id=request.id,
                 model=model.name,
                 priority=request.options.priority,
                 prompt_tokens=prompt_tokens,
-                max_tokens=max(1, min(asked, model.context_tokens - prompt_tokens)),
+                max_tokens=max(1, min(asked * inputs, model.context_tokens * inputs - prompt_tokens)),
                 accepted_s=job.accepted_s,
                 deadline_s=job.deadline_s,
                 rule=job.rule,
@@ -224,6 +227,20 @@ class PowerSide:
             if plan is not None and job.plan is plan:
                 return Pick(Turn(job, decision), look_again_s)
         return Pick(None, look_again_s)
+
+
+def _prompt_tokens(model: Model, request: PromptRequest) -> int:
+    """Tokens that `request` brings; what was said before in its session is mostly known, and takes little."""
+    if request.tensor is not None:
+        return 1
+    if request.inputs is not None:
+        return count_tokens(model, request)
+    try:
+        return model.count_tokens(request.prompt)
+    except TooLargeError:
+        if request.options.overflow != "slide":
+            raise
+        return model.context_tokens - 1
 
 
 def parse_budget(text: str) -> Budget:

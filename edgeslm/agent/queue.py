@@ -14,6 +14,7 @@ from edgeslm.schema.message import Priority
 
 _PRIORITIES: tuple[Priority, ...] = ("high", "normal", "low")
 _LONGEST_WAIT_S = 3600.0
+_NEVER_S = float("inf")
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +69,13 @@ class JobQueue:
         """Add `job`."""
         with self._changed:
             self._lines[job.request.options.priority].append(job)
-            self._changed.notify()
+            self._changed.notify_all()
+
+    def put_back(self, job: Job) -> None:
+        """`job`, which just left, is the first of its priority again."""
+        with self._changed:
+            self._lines[job.request.options.priority].appendleft(job)
+            self._changed.notify_all()
 
     def pop(self) -> Turn | None:
         """The next job; waits for one. ``None`` once the queue is closed, whatever is left in it."""
@@ -86,6 +93,26 @@ class JobQueue:
                 self._changed.wait(self._wait_s(pick.look_again_s))
             return None
 
+    def pop_urgent(self) -> Pick:
+        """The high-priority job that waits longest, if it may leave now, while another is computed; never waits."""
+        with self._changed:
+            high = self._lines["high"]
+            if self._closed or not high:
+                return Pick(None, _NEVER_S)
+            job = high[0]
+            pick = self._choose([job])
+            turn = pick.turn
+            if turn is None and (job.cancelled.is_set() or job.expired(time.monotonic())):
+                turn = Turn(job)
+            if turn is not None:
+                high.popleft()
+            return Pick(turn, pick.look_again_s)
+
+    def pause(self, job: Job, seconds: float, known: Job | None) -> None:
+        """Wait so long; shorter if `job` is cancelled, or another than `known` becomes the :meth:`rival`."""
+        with self._changed:
+            self._changed.wait_for(lambda: job.cancelled.is_set() or self.rival() is not known, seconds)
+
     def rival(self) -> Job | None:
         """The high-priority job that waits longest, if one does."""
         high = self._lines["high"]
@@ -102,7 +129,7 @@ class JobQueue:
     def wake(self) -> None:
         """Something changed that decides who leaves: a job was cancelled, the budget is another."""
         with self._changed:
-            self._changed.notify()
+            self._changed.notify_all()
 
     def close(self) -> None:
         """Let :meth:`pop` return ``None`` from now on. Jobs left are in the journal and run after a restart."""

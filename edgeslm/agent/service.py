@@ -95,6 +95,11 @@ class _ModelsChanged:
 
 
 @dataclass(frozen=True)
+class _LoadedChanged:
+    """The same models are served, but others of them are loaded."""
+
+
+@dataclass(frozen=True)
 class _Beat:
     """Show that the dispatcher moves."""
 
@@ -109,7 +114,18 @@ class _Stop:
     """Leave the dispatcher."""
 
 
-_Event = Message | _Connected | _Disconnected | _Published | _Asked | _ModelsChanged | _Beat | _Flush | _Stop
+_Event = (
+    Message
+    | _Connected
+    | _Disconnected
+    | _Published
+    | _Asked
+    | _ModelsChanged
+    | _LoadedChanged
+    | _Beat
+    | _Flush
+    | _Stop
+)
 
 
 class UpdateSide(Protocol):
@@ -243,6 +259,8 @@ class Agent:
         self._identity = identity
         self._models = models if isinstance(models, ServedModels) else ServedModels(models)
         self._models.on_change = lambda: self._inbox.put(_ModelsChanged())
+        self._models.on_load(lambda: self._inbox.put(_LoadedChanged()))
+        self._own_root = topics.device_topic(identity.fleet, identity.device, "prompt").removesuffix("prompt")
         self._pools: dict[str, str] = {}
         self._updates = updates
         self._renewal = renewal
@@ -455,10 +473,9 @@ class Agent:
 
     def _is_ours(self, topic: str) -> bool:
         """Whether a message on `topic` is for the agent itself, whoever else listens to it."""
-        own = topics.device_topic(self._identity.fleet, self._identity.device, "prompt").removesuffix(
-            "prompt"
+        return topic.startswith(self._own_root) or any(
+            name.endswith(f"/{topic}") for name in self._pools.values()
         )
-        return topic.startswith(own) or any(name.endswith(f"/{topic}") for name in self._pools.values())
 
     def _own_filters(self) -> list[tuple[str, int]]:
         fixed = self._fixed_filters()
@@ -567,6 +584,8 @@ class Agent:
                 self._take_own(event)
             case _ModelsChanged():
                 self._models_changed()
+            case _LoadedChanged():
+                self._tell_info()
             case _Beat():
                 self._beats_given += 1
             case _Flush():
@@ -832,10 +851,15 @@ class Agent:
     def info(self) -> Info:
         """The retained self-description."""
         return describe(
-            self._identity, self._limits, self._models.all(), self._meter.meter_class, self._started_at
+            self._identity,
+            self._limits,
+            self._models.all(),
+            self._meter.meter_class,
+            self._started_at,
+            self._models.resting(),
         )
 
 
 def _fits(model: Model, request: PromptRequest) -> bool:
     """Whether `model` takes what `request` brings: arrays or text."""
-    return model.takes_arrays == (request.tensor is not None)
+    return model.takes_arrays == request.brings_arrays

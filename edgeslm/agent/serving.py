@@ -3,9 +3,11 @@
 What always holds:
 
 * One computes at a time: a prompt, a swap or a hold. Each gets its turn in the order in which it was asked for, so
-  that neither a stream of prompts nor a trial keeps the other waiting for more than one turn.
+  that neither a stream of prompts nor a trial keeps the other waiting for more than one turn. Who has it may let a
+  prompt of high priority compute in the midst of it, and waits meanwhile.
 * A name that is known always leads to a whole model. Where the old one has to be let go of before the new one can be
   loaded, whoever asks for the name meanwhile waits.
+* Who has a turn has a model that is loaded, and stays so (:mod:`edgeslm.agent.residency`).
 
 Left to others: what to serve (:mod:`edgeslm.agent.update`), and how a package is loaded.
 """
@@ -17,18 +19,25 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
 
 from edgeslm.agent.ports import Activity, Model
-from edgeslm.errors import EdgeslmError, InferenceError, ModelLoadError, UnknownModelError
+from edgeslm.agent.residency import Residency
+from edgeslm.agent.sessions import Sessions
+from edgeslm.errors import (
+    EdgeslmError,
+    InferenceError,
+    ModelLoadError,
+    ModelsMemoryError,
+    UnknownModelError,
+)
 from edgeslm.schema.installed import InstalledPackage
 
 log = logging.getLogger(__name__)
 
 Load = Callable[[InstalledPackage], Model]
 """Loads a package and proves it; raises ``ModelLoadError`` or what else keeps it from being served."""
-
-_NOTHING = Activity(begun=0, failed=0, is_busy=False)
 
 
 def _load_nothing(installed: InstalledPackage) -> Model:
@@ -46,23 +55,49 @@ def _tell_nobody() -> None:
 
 
 class _Turns:
-    """A lock that goes to who asked first."""
+    """A lock that goes to who asked first; who has it can let others in, and it goes on when all of them left."""
 
     def __init__(self) -> None:
         self._changed = threading.Condition()
         self._next = 0
         self._current = 0
+        self._inside = 0
 
     def __enter__(self) -> None:
         with self._changed:
             mine, self._next = self._next, self._next + 1
             while self._current != mine:
                 self._changed.wait()
+            self._inside = 1
 
     def __exit__(self, *_: object) -> None:
         with self._changed:
-            self._current += 1
-            self._changed.notify_all()
+            self._inside -= 1
+            if not self._inside:
+                self._current += 1
+                self._changed.notify_all()
+
+    @contextmanager
+    def within(self) -> Iterator[None]:
+        """Be let in by who has the lock."""
+        with self._changed:
+            self._inside += 1
+        try:
+            yield
+        finally:
+            self.__exit__()
+
+
+@dataclass
+class _Tally:
+    """What prompts of one model have come to."""
+
+    begun: int = 0
+    failed: int = 0
+    busy: int = 0
+
+    def shown(self) -> Activity:
+        return Activity(self.begun, self.failed, self.busy > 0)
 
 
 class ServedModels:
@@ -70,6 +105,7 @@ class ServedModels:
 
     Attributes:
         on_change: called after what is served became another.
+        sessions: what was said with them; only for who has a turn.
     """
 
     def __init__(
@@ -77,20 +113,26 @@ class ServedModels:
         models: Mapping[str, Model],
         load: Load = _load_nothing,
         warm: Callable[[Model], None] = _leave_cold,
+        sessions: Sessions | None = None,
+        residency: Residency | None = None,
     ) -> None:
         """Serve `models`.
 
         Args:
             models: loaded, by name.
-            load: loads another package.
+            load: loads another package; that of `residency` where there is one, which made `models` as well.
             warm: told of a loaded model before it answers anybody, where there is time for it.
+            sessions: what was said with them; by default nothing yet, within the usual limits.
+            residency: keeps what is loaded within a limit; without one all stay loaded.
         """
+        self._residency = residency
         self._models = dict(models)
         self._load = load
         self._warm = warm
+        self.sessions = Sessions() if sessions is None else sessions
         self._turns = _Turns()
         self._names = threading.Lock()  # taken after a turn, never before one
-        self._activity: dict[str, Activity] = {}
+        self._tallies: dict[str, _Tally] = {}
         self.on_change: Callable[[], None] = _tell_nobody
 
     # --- who asks for models -----------------------------------------------------------------------------------
@@ -118,6 +160,23 @@ class ServedModels:
                 raise UnknownModelError(f"model '{name or 'default'}' is not served here (served: {served})")
             return self._models[found]
 
+    def fits_beside(self, model: Model) -> bool:
+        """Whether `model` is loaded, or could be beside what computes."""
+        return self._residency is None or self._residency.fits(model)
+
+    def on_load(self, told: Callable[[], None]) -> None:
+        """Tell `told` when another model was loaded because it was asked, or one made room."""
+        if self._residency is not None:
+            self._residency.on_change = told
+
+    def resting(self) -> frozenset[str]:
+        """Names of models that are not loaded just now."""
+        if self._residency is None:
+            return frozenset()
+        return frozenset(
+            model.installed.manifest.name for model in self.all() if not self._residency.is_loaded(model)
+        )
+
     def prefer(self, name: str) -> None:
         """Let `name` be the default; a name that is not served changes nothing."""
         with self._names:
@@ -127,19 +186,26 @@ class ServedModels:
         self.on_change()
 
     @contextmanager
-    def turn(self, name: str | None) -> Iterator[Model]:
+    def turn(self, name: str | None, *, within: bool = False) -> Iterator[Model]:
         """Compute a prompt with the model that serves `name`, or the default, until the block ends.
+
+        Args:
+            within: in the midst of another turn, which waits meanwhile.
 
         Raises:
             UnknownModelError: it is not served.
+            ModelLoadError: it is not loaded, and cannot be.
         """
-        with self._turns:
+        with self._turns.within() if within else self._turns:
             model = self.get(name)
-            counted = model.installed.manifest.name
-            self._count(counted, begun=1, is_busy=True)
+            tally = self._tally(model.installed.manifest.name)
+            with self._names:
+                tally.begun += 1
+                tally.busy += 1
             failed = 0
             try:
-                yield model
+                with self._present(model):
+                    yield model
             except EdgeslmError as error:
                 failed = int(isinstance(error, InferenceError | ModelLoadError))
                 raise
@@ -147,7 +213,9 @@ class ServedModels:
                 failed = 1
                 raise
             finally:
-                self._count(counted, failed=failed, is_busy=False)
+                with self._names:
+                    tally.failed += failed
+                    tally.busy -= 1
 
     # --- ``Serving`` of the updater ----------------------------------------------------------------------------
 
@@ -163,7 +231,7 @@ class ServedModels:
         if served is not None and served.sha256 == installed.sha256:
             return 0.0
         try:
-            swap_s = self._swap_beside(name, installed) if beside else self._swap_in_place(name, installed)
+            swap_s = self._swap(name, installed, beside=beside)
         finally:
             self.on_change()
         log.info("%s %s serves; the swap took %.3f s", name, installed.manifest.version, swap_s)
@@ -174,43 +242,60 @@ class ServedModels:
         with self._turns, self._names:
             gone = self._models.pop(name, None)
         if gone is not None:
+            self._dismiss(gone)
             self.on_change()
 
     @contextmanager
     def hold(self, name: str) -> Iterator[Model]:
         """See ``Serving``."""
         with self._turns:
-            yield self.get(name)
+            model = self.get(name)
+            with self._present(model):
+                yield model
 
     def activity(self, name: str) -> Activity:
         """See ``Serving``."""
         with self._names:
-            return self._activity.get(name, _NOTHING)
+            return self._tallies.get(name, _Tally()).shown()
 
     def any_activity(self) -> Activity:
         """See ``Serving``."""
         with self._names:
-            found = tuple(self._activity.values())
-        return Activity(
-            begun=sum(item.begun for item in found),
-            failed=sum(item.failed for item in found),
-            is_busy=any(item.is_busy for item in found),
-        )
+            found = tuple(self._tallies.values())
+            return Activity(
+                begun=sum(item.begun for item in found),
+                failed=sum(item.failed for item in found),
+                is_busy=any(item.busy for item in found),
+            )
 
     # --- parts -------------------------------------------------------------------------------------------------
 
-    def _count(self, name: str, *, begun: int = 0, failed: int = 0, is_busy: bool) -> None:
+    def _tally(self, name: str) -> _Tally:
         with self._names:
-            before = self._activity.get(name, _NOTHING)
-            self._activity[name] = Activity(before.begun + begun, before.failed + failed, is_busy)
+            return self._tallies.setdefault(name, _Tally())
+
+    def _present(self, model: Model) -> AbstractContextManager[None]:
+        """Keep `model` loaded until the block ends; it is loaded first where it is not."""
+        return nullcontext() if self._residency is None else self._residency.use(model)
+
+    def _swap(self, name: str, installed: InstalledPackage, *, beside: bool) -> float:
+        if beside:
+            try:
+                return self._swap_beside(name, installed)
+            except ModelsMemoryError as error:
+                log.info("%s: so what serves before is let go of first", error)
+        return self._swap_in_place(name, installed)
 
     def _swap_beside(self, name: str, installed: InstalledPackage) -> float:
         new = self._load(installed)
-        self._warm(new)
+        with self._present(new):
+            self._warm(new)
         with self._turns:
             began_s = time.monotonic()
             with self._names:
+                former = self._models.get(name)
                 self._models[name] = new
+            self._dismiss(former)
             return time.monotonic() - began_s
 
     def _swap_in_place(self, name: str, installed: InstalledPackage) -> float:
@@ -232,9 +317,14 @@ class ServedModels:
         """Free the memory of the model that serves `name`; its package."""
         model = self._models.pop(name, None)
         former = None if model is None else model.installed
+        self._dismiss(model)
         del model
         gc.collect()
         return former
+
+    def _dismiss(self, model: Model | None) -> None:
+        if model is not None and self._residency is not None:
+            self._residency.dismiss(model)
 
     def _bring_back(self, name: str, former: InstalledPackage) -> None:
         try:

@@ -24,7 +24,6 @@ from edgeslm.schema.delivery import BlockRefusal, BlockRequest, MetadataRefusal,
 from edgeslm.schema.enrol import CertificateReply, EnrolReply, EnrolRequest, IdentityReport, Sealed
 from edgeslm.schema.log_lines import LogLines, LogsArgs
 from edgeslm.schema.message import (
-    UNSUPPORTED_OPTIONS,
     Availability,
     CancelRequest,
     Info,
@@ -185,12 +184,12 @@ def _options(schema: Json) -> None:
 
 
 def _prompt_request(schema: Json) -> None:
-    """Options may stand beside the prompt, and arrays in its place."""
+    """Options may stand beside the prompt, and arrays or several inputs in its place."""
     schema["properties"] |= Options.model_json_schema(schema_generator=_Documented)["properties"]
-    for name in UNSUPPORTED_OPTIONS:
-        schema["properties"][name] = {"type": "null", "description": "Reserved: refused by this release."}
     text: Json = {"required": ["prompt"], "properties": {"prompt": {"type": "string", "minLength": 1}}}
-    schema["oneOf"] = [text, {"required": ["tensor", "task"], "properties": {"tensor": {"type": "object"}}}]
+    arrays: Json = {"required": ["tensor", "task"], "properties": {"tensor": {"type": "object"}}}
+    several: Json = {"required": ["inputs"], "properties": {"inputs": {"type": "array"}}}
+    schema["oneOf"] = [text, arrays, several]
     schema["description"] += (
         " The same option in both places is refused, and so are two forms of answer at once."
     )

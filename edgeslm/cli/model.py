@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +13,7 @@ from pydantic import ValidationError
 
 from edgeslm.cli import wiring
 from edgeslm.cli.output import json_option, print_json, reporting_errors
-from edgeslm.cli.requests import Printer, parse_options, read_asked, request_options
+from edgeslm.cli.requests import Printer, parse_options, read_asked, request_options, together_option
 from edgeslm.codec import describe
 from edgeslm.errors import RequestError, UsageError
 from edgeslm.schema.config import RuntimeChoice
@@ -21,6 +21,7 @@ from edgeslm.schema.config import RuntimeChoice
 if TYPE_CHECKING:
     from edgeslm.models.inspect import PackageSummary
     from edgeslm.schema.message import FinishReason, Task
+    from edgeslm.schema.package import ChatTemplateSpec, Manifest
 
 
 @click.group()
@@ -147,7 +148,7 @@ def pack(
             from edgeslm.agent.rules.loading import load_rules  # noqa: PLC0415
 
             load_rules([rules or source / RULES_NAME])
-        sha256 = pack_directory(source, written, rules)
+        sha256 = pack_directory(source, written, rules, _examine)
     if as_json:
         print_json(summary(written))
     else:
@@ -157,6 +158,7 @@ def pack(
 @model.command()
 @click.argument("package")
 @request_options
+@together_option
 @click.option(
     "--runtime",
     type=click.Choice(["auto", "ai-edge-litert", "tflite-runtime"]),
@@ -170,6 +172,7 @@ def run(
     text: str | None,
     as_json: bool,
     batch: bool,
+    together: bool,
     runtime: RuntimeChoice,
     threads: int | None,
     task: Task | None,
@@ -182,6 +185,7 @@ def run(
     """
     from edgeslm.agent.answering import answer_request  # noqa: PLC0415
     from edgeslm.agent.intake import error_result  # noqa: PLC0415
+    from edgeslm.agent.sessions import Sessions  # noqa: PLC0415
     from edgeslm.power.boards import choose_board  # noqa: PLC0415
     from edgeslm.power.meter import EstimatedMeter  # noqa: PLC0415
     from edgeslm.runtime.outcome import check_task  # noqa: PLC0415
@@ -191,7 +195,10 @@ def run(
     loaded = wiring.open_served(package, runtime=runtime, threads=threads)
     meter = EstimatedMeter(choose_board(None).power)
     printer = Printer(as_json=as_json)
-    asked = read_asked(text, batch=batch, task=task or loaded.tasks[0], tensor_file=tensor_file)
+    sessions = Sessions()
+    asked = read_asked(
+        text, batch=batch, together=together, task=task or loaded.tasks[0], tensor_file=tensor_file
+    )
     for number, fields in enumerate(asked, start=1):
         try:
             request = PromptRequest(**fields, id=str(number), options=options)
@@ -205,6 +212,7 @@ def run(
                 request,
                 "local",
                 accepted_s=time.monotonic(),
+                sessions=sessions,
                 on_text=printer.delta,
                 should_stop=_deadline(options.deadline_ms),
             )
@@ -247,6 +255,13 @@ def _pack_graph(
     return write(draft, {graph.name: graph}, out)
 
 
+def _examine(manifest: Manifest, files: Mapping[str, Path]) -> None:
+    if manifest.chat_template is not None:
+        from edgeslm.runtime.chat_renderer import examine  # noqa: PLC0415
+
+        examine(manifest, files)
+
+
 def _check_rules(path: Path) -> int:
     from edgeslm.cli.wiring_rules import check_package_rules  # noqa: PLC0415
 
@@ -268,6 +283,7 @@ def _describe(found: PackageSummary) -> str:
             if found.tokenizer
             else []
         ),
+        *([("chat", _chat_words(found.chat_template))] if found.chat_template is not None else []),
         ("answers", _answer_words(found)),
         *(
             [("golden", f"{found.golden_cases} prompts with known answers")]
@@ -279,6 +295,11 @@ def _describe(found: PackageSummary) -> str:
         *(("licence", f"{item.spdx}: {item.of}") for item in found.licenses),
     ]
     return "\n".join(f"{name:8} {text}" for name, text in rows)
+
+
+def _chat_words(found: ChatTemplateSpec) -> str:
+    system = f", which begins with: {found.system[:200]}" if found.system else ""
+    return f"prompts are put into a conversation by {found.file}{system}"
 
 
 def _answer_words(found: PackageSummary) -> str:

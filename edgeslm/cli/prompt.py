@@ -13,7 +13,7 @@ from pydantic import ValidationError
 
 from edgeslm import topics
 from edgeslm.cli.output import FLEET, host_option, port_option, reporting_errors
-from edgeslm.cli.requests import Printer, parse_options, read_asked, request_options
+from edgeslm.cli.requests import Printer, parse_options, read_asked, request_options, together_option
 from edgeslm.codec import describe
 from edgeslm.errors import UsageError
 from edgeslm.schema.config import BrokerConfig
@@ -27,6 +27,7 @@ _FILE = click.Path(path_type=Path, dir_okay=False, exists=True)
 
 @click.command()
 @request_options
+@together_option
 @click.option("--device", help="Device to ask; default: the only one that is online.")
 @click.option("--pool", help="Model whose pool to ask: any device that serves it answers.")
 @click.option(
@@ -56,6 +57,7 @@ def prompt(
     text: str | None,
     as_json: bool,
     batch: bool,
+    together: bool,
     device: str | None,
     pool: str | None,
     fleet: str,
@@ -70,16 +72,20 @@ def prompt(
 ) -> None:
     """Send TEXT to a device and print its answer as it comes. ``-`` reads standard input.
 
-    With --batch each line of the input is a prompt of its own. With --json each result is one line of JSON, receipt
-    included. Exit code 1 if any prompt got an error.
+    With --batch each line of the input is a prompt of its own; with --together many of them are one request. With --json
+    each result is one line of JSON, receipt included. Exit code 1 if any prompt got an error.
     """
     from edgeslm.link.client import RequestClient  # noqa: PLC0415
 
     if device is not None and pool is not None:
         raise UsageError("--device and --pool exclude each other")
+    if pool is not None and flags["session"] is not None:
+        raise UsageError(
+            "--session and --pool exclude each other", hint="A session stays on one device: name it"
+        )
     broker = _broker({name: flags.pop(name) for name in BrokerConfig.model_fields if name in flags})
     options = parse_options({**flags, "priority": priority, "stream": stream and not as_json})
-    asked = read_asked(text, batch=batch, task=task, tensor_file=tensor_file)
+    asked = read_asked(text, batch=batch, together=together, task=task, tensor_file=tensor_file)
     printer = Printer(as_json=as_json)
     client = RequestClient(broker).connect(timeout_s)
     with closing(client):
@@ -90,7 +96,7 @@ def prompt(
                     **fields,
                     id=str(uuid.uuid4()),
                     model=model,
-                    options=options,
+                    options=options.model_copy(update={"stream": False}) if "inputs" in fields else options,
                     accept_encoding=("gzip",) if compresses else (),
                 )
             except ValidationError as error:

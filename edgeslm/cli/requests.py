@@ -13,11 +13,23 @@ from pydantic import ValidationError
 
 from edgeslm.codec import describe
 from edgeslm.errors import UsageError
-from edgeslm.schema.message import MAX_PROMPT_CHARS, Options, Receipt, Result, Task
+from edgeslm.schema.message import (
+    MAX_BODY_BYTES,
+    MAX_INPUTS,
+    MAX_PROMPT_CHARS,
+    Options,
+    Output,
+    Overflow,
+    Receipt,
+    Result,
+    Task,
+)
 
 _FORM_FILE = click.Path(path_type=Path, dir_okay=False, exists=True)
 _MAX_FORM_BYTES = 1_048_576
 """Far above what is taken; the rest of a longer file is not even read."""
+_MAX_GROUP_BYTES = MAX_BODY_BYTES - 65_536
+"""Of the prompts of one request; the rest is for its options."""
 _MAX_TENSOR_BYTES = 16 * 2**20
 _OPTION_FLAGS: list[Callable[[Any], Any]] = [
     click.option(
@@ -29,7 +41,7 @@ _OPTION_FLAGS: list[Callable[[Any], Any]] = [
         "--tensor",
         "tensor_file",
         type=click.Path(path_type=Path, dir_okay=False, exists=True, allow_dash=True),
-        help="File with arrays as JSON, by the name of the input, in place of TEXT.",
+        help="File with arrays as JSON, by the name of the input, in place of TEXT; a list of such is a batch.",
     ),
     click.option("--max-tokens", type=int, help="Most tokens of the answer."),
     click.option("--temperature", type=float, help="0 is greedy (default)."),
@@ -46,6 +58,12 @@ _OPTION_FLAGS: list[Callable[[Any], Any]] = [
     click.option("--regex", help="Regular expression that the whole answer matches."),
     click.option("--choices", help="The answers that there can be, with commas between them."),
     click.option("--grammar", type=_FORM_FILE, help="File with a grammar in Lark's notation."),
+    click.option("--session", help="Conversation to go on with, or to begin: any name."),
+    click.option(
+        "--overflow",
+        type=click.Choice(get_args(Overflow)),
+        help="What happens to a prompt that is too long, with earlier turns: an error (default), or the oldest go.",
+    ),
     click.option("--deadline-ms", type=int, help="Milliseconds after which an answer is worthless."),
 ]
 
@@ -59,6 +77,13 @@ def request_options(command: Any) -> Any:
         command
     )
     return click.argument("text", required=False)(command)
+
+
+together_option = click.option(
+    "--together",
+    is_flag=True,
+    help=f"With --batch: up to {MAX_INPUTS} lines in one request, with one receipt.",
+)
 
 
 def parse_options(flags: dict[str, Any]) -> Options:
@@ -81,23 +106,41 @@ def parse_options(flags: dict[str, Any]) -> Options:
 
 
 def read_asked(
-    text: str | None, *, batch: bool, task: Task | None, tensor_file: Path | None
+    text: str | None, *, batch: bool, together: bool, task: Task | None, tensor_file: Path | None
 ) -> Iterator[dict[str, Any]]:
-    """What each request asks: the fields ``task`` and ``prompt`` or ``tensor``.
+    """What each request asks: the fields ``task``, and ``prompt``, ``tensor`` or ``inputs``.
 
     Raises:
         UsageError: as :func:`read_prompts`, or the file of arrays is of no use.
     """
-    if tensor_file is None:
-        for prompt in read_prompts(text, batch=batch):
-            yield {"task": task or "generate", "prompt": prompt}
+    if together and not batch:
+        raise UsageError("--together goes with --batch")
+    if tensor_file is not None:
+        if text is not None or batch:
+            raise UsageError("--tensor takes the place of TEXT and --batch")
+        found = _read_tensors(tensor_file)
+        yield {"task": task or "tensor", "inputs" if isinstance(found, list) else "tensor": found}
         return
-    if text is not None or batch:
-        raise UsageError("--tensor takes the place of TEXT and --batch")
-    yield {"task": task or "tensor", "tensor": _read_tensors(tensor_file)}
+    prompts = read_prompts(text, batch=batch)
+    for asked in _grouped(prompts) if together else ({"prompt": prompt} for prompt in prompts):
+        yield {"task": task or "generate", **asked}
 
 
-def _read_tensors(path: Path) -> dict[str, Any]:
+def _grouped(prompts: Iterator[str]) -> Iterator[dict[str, Any]]:
+    """As many prompts to a request as it takes."""
+    group: list[str] = []
+    size = 0
+    for prompt in prompts:
+        size += len(json.dumps(prompt, ensure_ascii=False).encode())
+        if group and (size > _MAX_GROUP_BYTES or len(group) == MAX_INPUTS):
+            yield {"inputs": group}
+            group, size = [], len(json.dumps(prompt, ensure_ascii=False).encode())
+        group.append(prompt)
+    if group:
+        yield {"inputs": group}
+
+
+def _read_tensors(path: Path) -> dict[str, Any] | list[Any]:
     try:
         with click.open_file(str(path), "rb") as file:
             data = file.read(_MAX_TENSOR_BYTES + 1)
@@ -108,8 +151,11 @@ def _read_tensors(path: Path) -> dict[str, Any]:
         raise UsageError(f"{path} cannot be read: {error}") from error
     except (ValueError, RecursionError) as error:
         raise UsageError(f"{path} is no JSON: {error}") from error
-    if not isinstance(tensors, dict):
-        raise UsageError(f"{path} holds no object of arrays", hint='Write it like {"input": [[1, 2, 3]]}')
+    if not isinstance(tensors, dict | list):
+        raise UsageError(
+            f"{path} holds no object of arrays, and no list of such",
+            hint='Write it like {"input": [[1, 2, 3]]}',
+        )
     return tensors
 
 
@@ -176,7 +222,7 @@ def _checked(prompts: Any) -> Iterator[str]:
         raise UsageError("the input holds no prompt")
 
 
-def _outcome_text(result: Result) -> str:
+def _outcome_text(result: Result | Output) -> str:
     """What a task other than generating gave: a label a line, else JSON."""
     if result.scores is not None:
         return "\n".join(f"{score:.4f}  {label}" for label, score in result.scores.items())
@@ -187,6 +233,10 @@ def _outcome_text(result: Result) -> str:
 def receipt_line(receipt: Receipt) -> str:
     """A receipt for a person, on one line."""
     parts = [f"{receipt.prompt_tokens} + {receipt.completion_tokens} tokens"]
+    if receipt.cached_tokens:
+        parts[0] += f" ({receipt.cached_tokens} known)"
+    if receipt.session is not None:
+        parts.append(_session_words(receipt))
     if receipt.ttft_ms is not None:
         parts.append(f"first after {receipt.ttft_ms:.1f} ms")
     parts.append(f"all after {receipt.total_ms:.1f} ms")
@@ -194,6 +244,16 @@ def receipt_line(receipt: Receipt) -> str:
         parts.append(f"{receipt.decode_tps:,.0f} tok/s")
     parts.append(f"{format_energy(receipt.energy_j)} ({receipt.meter})")
     return ", ".join(parts)
+
+
+def _session_words(receipt: Receipt) -> str:
+    """What became of a session."""
+    turns = f"{receipt.session_turns} earlier turns"
+    if receipt.session == "restarted":
+        return "session begun anew: the model is another release"
+    if receipt.session == "new":
+        return "new session"
+    return f"{turns}, {receipt.dropped_turns} left out" if receipt.dropped_turns else turns
 
 
 def format_energy(energy_j: float) -> str:
@@ -219,6 +279,7 @@ class Printer:
         """The whole result; what deltas showed already is not repeated."""
         shown, self._shown = self._shown, 0
         self.failures += result.error is not None
+        self.failures += sum(output.error is not None for output in result.outputs or ())
         if self._as_json:
             click.echo(result.model_dump_json(by_alias=True, exclude_none=True))
             return
@@ -229,8 +290,18 @@ class Printer:
             again = f" (again in {retry:g} s)" if retry is not None else ""
             click.echo(f"edgeslm: {result.error.code}: {result.error.message}{again}", err=True)
             return
-        click.echo(_outcome_text(result) if result.text is None else result.text[shown:])
+        if result.outputs is not None:
+            self._outputs(result.outputs)
+        else:
+            click.echo(_outcome_text(result) if result.text is None else result.text[shown:])
         if result.finish_reason not in {"stop", "schema", None}:
             click.echo(f"  [ended early: {result.finish_reason}{_closed_words(result.closed)}]", err=True)
         if result.receipt is not None and sys.stderr.isatty():
             click.echo(click.style(f"  {receipt_line(result.receipt)}", dim=True), err=True)
+
+    def _outputs(self, outputs: tuple[Output, ...]) -> None:
+        for number, output in enumerate(outputs, start=1):
+            if output.error is not None:
+                click.echo(f"edgeslm: input {number}: {output.error.code}: {output.error.message}", err=True)
+            else:
+                click.echo(_outcome_text(output) if output.text is None else output.text)

@@ -6,9 +6,10 @@ Imports are inside the functions: each command loads what it needs, and the agen
 from __future__ import annotations
 
 import logging
+import shutil
 import time
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from importlib import resources
 from itertools import islice
 from pathlib import Path
@@ -27,9 +28,11 @@ if TYPE_CHECKING:
     from edgeslm.agent.power_side import PowerSide
     from edgeslm.agent.recent_log import RecentLog
     from edgeslm.agent.renewal import Renewal
+    from edgeslm.agent.residency import Residency
     from edgeslm.agent.rules.brought import BroughtRules
     from edgeslm.agent.rules.runner import RuleRunner
     from edgeslm.agent.service import Agent, RuleSide
+    from edgeslm.agent.serving import ServedModels
     from edgeslm.agent.update.ports import Content
     from edgeslm.cli.wiring_config import Settings
     from edgeslm.cli.wiring_updates import Updates
@@ -38,6 +41,7 @@ if TYPE_CHECKING:
     from edgeslm.power.steward import Steward
     from edgeslm.runtime.loading import ServedModel
     from edgeslm.runtime.model import GraphCheck, LoadedModel
+    from edgeslm.runtime.prefix_cache import PrefixPlace
     from edgeslm.runtime.trial import Proved
     from edgeslm.schema.board import Board
     from edgeslm.schema.budget import Budget
@@ -50,9 +54,11 @@ OpenedT = TypeVar("OpenedT")
 
 BUILTIN = "builtin:"
 CACHE_NAME = "cache"
+PREFIXES_NAME = "prefixes"
 IDENTITY_NAME = "identity"
 RULES_NAME = "rules"
 SPOOL_NAME = "spool.db"
+_PREFIX_SHARE = 16
 _TRIAL_PROMPTS = 3
 _TRIAL_TOKENS = 24
 
@@ -270,7 +276,6 @@ def build_agent(
     from edgeslm.agent.description import AgentIdentity, AgentLimits, availability  # noqa: PLC0415
     from edgeslm.agent.journal import Journal  # noqa: PLC0415
     from edgeslm.agent.service import Agent  # noqa: PLC0415
-    from edgeslm.agent.serving import ServedModels  # noqa: PLC0415
     from edgeslm.cli.wiring_home import build_home  # noqa: PLC0415
     from edgeslm.cli.wiring_operations import AgentParts, build_operations  # noqa: PLC0415
     from edgeslm.link.mqtt import MqttLink  # noqa: PLC0415
@@ -302,16 +307,7 @@ def build_agent(
     brought = _brought_rules(config, config_dir, has_file=bool(settings and settings.path))
     updates = _build_updates(config, identity, files, board, power, threads, link, on_hang, brought)
     try:
-        if updates is None:
-            store_dir = config.state_dir / "models"
-            models: dict[str, Model] = {
-                name: load(install_package(str(file), store_dir)) for name, file in files.items()
-            }
-        else:
-            models = updates.boot(load)
-        for model in models.values():
-            warm(model)
-        served = ServedModels(models, load if updates is None else updates.watched(load), warm)
+        served = _load_models(config, files, threads, updates, load, warm)
         parts = AgentParts(config, identity, power, served, link, updates, log=recent_log, settings=settings)
         limits = config.limits
         agent = Agent(
@@ -331,7 +327,7 @@ def build_agent(
             updates=None if updates is None else updates.following,
             renewal=None if identity is None else build_renewal(config, identity, board, link, on_restart),
             operations=build_operations(parts, on_restart),
-            rules=_build_rules(config, brought, power, models if updates is None else None),
+            rules=_build_rules(config, brought, power, served.all() if updates is None else None),
             home=build_home(parts, config_dir, board, listeners),
             link_beats=lambda: link.beats,
             before_first_contact=before_first_contact,
@@ -361,13 +357,84 @@ def _loader(
 
     cache_dir = config.state_dir / CACHE_NAME
     trial = GraphTrial(cache_dir, threads, config.runtime)
+    prefixes = _prefix_place(config)
 
     def load(installed: InstalledPackage) -> Model:
-        model = load_served(installed, config.runtime, threads, cache_dir, trial.check)
+        model = load_served(installed, config.runtime, threads, cache_dir, trial.check, prefixes)
         sizes_bytes[model.name] = installed.manifest.files[model.graph_file].size_bytes
         return model
 
     return load
+
+
+def _load_models(
+    config: AgentConfig,
+    files: Mapping[str, Path],
+    threads: int,
+    updates: Updates | None,
+    load: Callable[[InstalledPackage], Model],
+    warm: Callable[[Model], None],
+) -> ServedModels:
+    """The models of an agent, each loaded and proved once, as many as fit still loaded afterwards.
+
+    Args:
+        files: their packages, by name; where `updates` change them, what to fall back to.
+    """
+    from edgeslm.agent.serving import ServedModels  # noqa: PLC0415
+    from edgeslm.agent.sessions import Sessions  # noqa: PLC0415
+
+    if updates is not None:
+        load = updates.watched(load)
+    residency = build_residency(config, threads, load)
+    if residency is not None:
+        load = residency.load
+    if updates is None:
+        store_dir = config.state_dir / "models"
+        models = {name: load(install_package(str(file), store_dir)) for name, file in files.items()}
+    else:
+        models = updates.boot(load)
+    served = ServedModels(models, load, warm, Sessions(config.sessions), residency)
+    for name in reversed(served.names()):
+        # The default comes last, so that it is loaded where others had to make room.
+        with served.hold(name) as model:
+            warm(model)
+    return served
+
+
+def build_residency(
+    config: AgentConfig, threads: int, load: Callable[[InstalledPackage], Model]
+) -> Residency | None:
+    """What keeps the loaded models within the memory that the settings leave to them; ``None`` without a limit.
+
+    Args:
+        load: loads a package.
+    """
+    if config.models_memory_mb is None:
+        return None
+    from edgeslm.agent.residency import Residency  # noqa: PLC0415
+    from edgeslm.runtime.trial import GraphTrial  # noqa: PLC0415
+
+    trial = GraphTrial(config.state_dir / CACHE_NAME, threads, config.runtime)
+    return Residency(config.models_memory_mb << 20, trial.model_bytes, load)
+
+
+def _prefix_place(config: AgentConfig) -> PrefixPlace:
+    """Where states of prompts that begin alike are kept; what is on disk goes where the settings want none there."""
+    from edgeslm.procfs import memory_kib  # noqa: PLC0415
+    from edgeslm.runtime.prefix_cache import DEFAULT_LIMIT_BYTES, KeptStates, PrefixPlace  # noqa: PLC0415
+
+    settings = config.prefixes
+    limit_bytes = DEFAULT_LIMIT_BYTES
+    if settings.memory_mb is not None:
+        limit_bytes = settings.memory_mb << 20
+    elif (board_kib := memory_kib("MemTotal")) is not None:
+        limit_bytes = min(limit_bytes, (board_kib << 10) // _PREFIX_SHARE)
+    directory = config.state_dir / CACHE_NAME / PREFIXES_NAME
+    if not settings.on_disk:
+        shutil.rmtree(directory, ignore_errors=True)
+    return PrefixPlace(
+        KeptStates(limit_bytes), directory if settings.on_disk else None, settings.disk_mb << 20
+    )
 
 
 def build_renewal(
@@ -438,7 +505,7 @@ def _brought_rules(config: AgentConfig, config_dir: Path, *, has_file: bool) -> 
 
 
 def _build_rules(
-    config: AgentConfig, brought: BroughtRules, power: PowerSide, fixed: Mapping[str, Model] | None
+    config: AgentConfig, brought: BroughtRules, power: PowerSide, fixed: Sequence[Model] | None
 ) -> RuleSide | None:
     """What runs the device's rules; its code is loaded only where there are any.
 
@@ -449,7 +516,7 @@ def _build_rules(
         JournalError: their trace cannot be kept.
     """
     if fixed is not None:
-        brought.use({name: model.installed for name, model in fixed.items()})
+        brought.use({model.installed.manifest.name: model.installed for model in fixed})
 
     def make() -> RuleRunner:
         from edgeslm.cli.wiring_rules import build_runner  # noqa: PLC0415

@@ -515,16 +515,18 @@ class Updates:
         return self._updater
 
     def watched(self, load: Callable[[InstalledPackage], Model]) -> Callable[[InstalledPackage], Model]:
-        """As `load`, by which models of the agent are to be loaded from :meth:`boot` on."""
+        """As `load`, by which models of the agent are to be loaded, by :meth:`boot` as well."""
         return load if self._watchdog is None else self._watchdog.watched(load)
 
     def boot(self, load: Callable[[InstalledPackage], Model]) -> dict[str, Model]:
         """The models to serve, loaded; where one does not load, what served before it.
 
+        Args:
+            load: one of :meth:`watched`.
+
         Raises:
             EdgeslmError: none can be served: why the first one cannot.
         """
-        load = self.watched(load)
         models: dict[str, Model] = {}
         first: EdgeslmError | None = None
         for name, installed in self._updater.boot().items():

@@ -5,7 +5,7 @@ A profile goes on from at most one other. What always holds of putting two toget
 - mappings are merged key by key, everything else is replaced as a whole, lists among it;
 - a budget, a swap, a broker and a wireless network are one thing each: who states one states all of it, so that no
   password of the one is ever sent to the other;
-- ``null`` takes back what the other said, and leaves the default;
+- ``null`` takes back what the other said, and leaves the default; at :data:`SAID` it is a value like another;
 - a name, a title and a description are a profile's own.
 
 For every value it is known which file said it, and on which line.
@@ -38,6 +38,10 @@ WHOLE: Final[frozenset[Location]] = frozenset(
     {("budget",), ("swap",), ("broker",), ("network", "wifi"), ("agent", "power", "plug")}
 )
 """What is replaced as a whole though it is a mapping."""
+SAID: Final[frozenset[Location]] = frozenset(
+    ("agent", "updates", "policy", "gate", limit) for limit in ("speed", "energy", "answers", "memory")
+)
+"""Where ``null`` says something that is not the default: a limit that is not judged."""
 _OWN: Final = frozenset({"name", "title", "description", "extends"})
 _FILE: Final = "file:"
 
@@ -329,7 +333,7 @@ def _merged(base: Mapping[str, Any], said: Mapping[str, Any], at: Location) -> d
     out = dict(base)
     for key, value in said.items():
         here = (*at, key)
-        if value is None:
+        if value is None and here not in SAID:
             out.pop(key, None)
         elif isinstance(value, dict):
             before = out.get(key)

@@ -29,7 +29,15 @@ from edgeslm.link.mqtt import MqttLink
 from edgeslm.link.pool import Action, Drop, Forward, Pool, Reply, Requester, TakeBack, error_body
 from edgeslm.link.port import Link, Message
 from edgeslm.schema.config import BrokerConfig
-from edgeslm.schema.message import MAX_BODY_BYTES, Availability, CancelRequest, Info, PromptRequest, Result
+from edgeslm.schema.message import (
+    MAX_BODY_BYTES,
+    NO_SESSION_IN_POOLS,
+    Availability,
+    CancelRequest,
+    Info,
+    PromptRequest,
+    Result,
+)
 from edgeslm.schema.metrics import InferenceMetrics, PowerMetrics
 from edgeslm.schema.pool import PoolReport
 
@@ -192,6 +200,9 @@ class PoolGateway:
             request_id = _UNIDENTIFIED if too_large else _id_in(message.payload)
             code: WireCode = "too_large" if too_large else "bad_request"
             return [Reply(requester, request_id, None, error_body(request_id, code, str(error)))]
+        if request.options.session is not None:
+            body = error_body(request.id, "bad_request", NO_SESSION_IN_POOLS)
+            return [Reply(requester, request.id, None, body)]
         requester = replace(requester, packs="gzip" in request.accept_encoding)
         return self._pool.take(request, requester, message.expiry_s, time.monotonic())
 

@@ -15,9 +15,16 @@ from edgeslm.models.package import MAX_GOLDEN_BYTES, Contents, check_package, pa
 from edgeslm.schema.base import FileModel
 from edgeslm.schema.installed import InstalledPackage
 from edgeslm.schema.message import Task
-from edgeslm.schema.package import MANIFEST_NAME, License, Manifest, Requirements, RuntimeKind
+from edgeslm.schema.package import (
+    MANIFEST_NAME,
+    ChatTemplateSpec,
+    License,
+    Manifest,
+    Requirements,
+    RuntimeKind,
+)
 
-Role = Literal["graph", "tokenizer", "golden", "rules", "license", "other"]
+Role = Literal["graph", "tokenizer", "chat template", "golden", "rules", "license", "other"]
 
 
 class GraphSummary(FileModel):
@@ -36,6 +43,7 @@ class PackageSummary(FileModel):
         sha256: of the ``.slm`` file, which names the package.
         size_bytes: of the ``.slm`` file.
         labels: of task ``classify``: what there is to choose from.
+        chat_template: how conversations are put together, where the model is made for them.
         golden_cases: prompts with known answers that a device runs before it promotes the package.
         rules: files of rules that a device follows while it serves the package.
         measured: figures by board class.
@@ -53,6 +61,7 @@ class PackageSummary(FileModel):
     max_prompt_tokens: int
     max_answer_tokens: int
     json_answers: bool
+    chat_template: ChatTemplateSpec | None = None
     labels: tuple[str, ...] = ()
     golden_cases: int
     rules: tuple[str, ...]
@@ -145,6 +154,7 @@ def _summary(contents: Contents) -> PackageSummary:
         max_prompt_tokens=manifest.max_prompt_tokens,
         max_answer_tokens=manifest.max_answer_tokens,
         json_answers=manifest.json_answers,
+        chat_template=manifest.chat_template,
         labels=manifest.labels,
         golden_cases=contents.golden_cases,
         rules=manifest.rules,
@@ -161,6 +171,8 @@ def _roles(manifest: Manifest) -> dict[str, Role]:
     roles.update(dict.fromkeys(manifest.rules, "rules"))
     if manifest.golden is not None:
         roles[manifest.golden] = "golden"
+    if manifest.chat_template is not None:
+        roles[manifest.chat_template.file] = "chat template"
     if manifest.tokenizer is not None:
         roles[manifest.tokenizer.file] = "tokenizer"
     roles.update(dict.fromkeys((graph.file for graph in manifest.graphs), "graph"))

@@ -16,7 +16,7 @@ import json
 import os
 import tempfile
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -51,13 +51,27 @@ RULES_NAME = "rules"
 _RULES_SUFFIXES = (".yaml", ".yml")
 
 
-def pack(draft: Mapping[str, object], members: Mapping[str, Path], out: Path) -> str:
+Examine = Callable[[Manifest, Mapping[str, Path]], None]
+"""Raises what is wrong with a package that is about to be written: its manifest, and the file under each name."""
+
+
+def _find_nothing(_: Manifest, __: Mapping[str, Path]) -> None:
+    """All that can be told without a runtime is looked at anyway."""
+
+
+def pack(
+    draft: Mapping[str, object],
+    members: Mapping[str, Path],
+    out: Path,
+    examine: Examine = _find_nothing,
+) -> str:
     """Write the package `out`, replacing a file of that name.
 
     Args:
         draft: the manifest without ``files``, which is computed.
         members: the file to store under each name; each has to be one that the draft or nobody refers to.
         out: path of the new package; its directory exists.
+        examine: looks at it further, before anything is written.
 
     Returns:
         Hex sha256 of the package.
@@ -65,6 +79,7 @@ def pack(draft: Mapping[str, object], members: Mapping[str, Path], out: Path) ->
     Raises:
         PackageError: what is wrong with the draft or a member, as a device would find it.
         StoreError: `out` cannot be written.
+        EdgeslmError: what `examine` raises.
     """
     if "files" in draft:
         raise fault(
@@ -73,7 +88,9 @@ def pack(draft: Mapping[str, object], members: Mapping[str, Path], out: Path) ->
     _check_member_names(members, out)
     measured = {name: measure(source) for name, source in members.items()}
     files = {name: {"sha256": sha256, "size_bytes": size} for name, (size, _, sha256) in measured.items()}
-    manifest = _manifest_bytes({**draft, "files": files}, out)
+    stated = _manifest({**draft, "files": files}, out)
+    manifest = _manifest_bytes(stated, out)
+    examine(stated, members)
     sizes = {name: (size, crc32) for name, (size, crc32, _) in measured.items()}
     entries = layout({MANIFEST_NAME: (len(manifest), zlib.crc32(manifest)), **sizes})
     if archive_size_bytes(entries) > MAX_PACKAGE_BYTES:
@@ -90,7 +107,9 @@ def pack(draft: Mapping[str, object], members: Mapping[str, Path], out: Path) ->
         return check_package(temporary, shown_as=out).sha256
 
 
-def pack_directory(source: Path, out: Path, rules: Path | None = None) -> str:
+def pack_directory(
+    source: Path, out: Path, rules: Path | None = None, examine: Examine = _find_nothing
+) -> str:
     """Write the package `out` from the files of a directory; see :func:`pack`.
 
     Args:
@@ -98,10 +117,12 @@ def pack_directory(source: Path, out: Path, rules: Path | None = None) -> str:
             the files of rules in a directory ``rules`` below it.
         out: path of the new package, outside of `source`.
         rules: directory of rules to take instead.
+        examine: as for :func:`pack`.
 
     Raises:
         PackageError: what is wrong with `source`, the draft or a member.
         StoreError: `out` cannot be written.
+        EdgeslmError: what `examine` raises.
     """
     try:
         paths = {path.name: path for path in source.iterdir()}
@@ -125,7 +146,7 @@ def pack_directory(source: Path, out: Path, rules: Path | None = None) -> str:
                 member=drafts[0],
             )  # fmt: skip
         draft = {**draft, "rules": list(found)}
-    return pack(draft, {**paths, **found}, out)
+    return pack(draft, {**paths, **found}, out, examine)
 
 
 def rule_members(directory: Path) -> dict[str, Path]:
@@ -227,13 +248,17 @@ def _check_member_names(members: Mapping[str, Path], out: Path) -> None:
             )  # fmt: skip
 
 
-def _manifest_bytes(draft: Mapping[str, object], out: Path) -> bytes:
+def _manifest(draft: Mapping[str, object], out: Path) -> Manifest:
     try:
-        manifest = Manifest.model_validate(draft)
-        fields = manifest.model_dump(mode="json", exclude_unset=True)
-        return json.dumps(fields, indent=1, sort_keys=True, allow_nan=False).encode() + b"\n"
+        return Manifest.model_validate(draft)
     except ValidationError as error:
         raise fault(PackageFormatError, out, describe(error), member=MANIFEST_NAME) from error
+
+
+def _manifest_bytes(manifest: Manifest, out: Path) -> bytes:
+    try:
+        fields = manifest.model_dump(mode="json", exclude_unset=True)
+        return json.dumps(fields, indent=1, sort_keys=True, allow_nan=False).encode() + b"\n"
     except ValueError as error:
         raise fault(PackageFormatError, out, f"cannot be JSON: {error}", member=MANIFEST_NAME) from error
 

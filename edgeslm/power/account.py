@@ -52,7 +52,18 @@ class PowerSample:
 class AccountedSpan:
     """``EnergySpan`` of an :class:`EnergyAccount`."""
 
-    __slots__ = ("_account", "began_s", "cause", "ended_s", "energies_j", "net_j", "open_cpu_s", "open_s")
+    __slots__ = (
+        "_account",
+        "began_s",
+        "cause",
+        "ended_s",
+        "energies_j",
+        "net_j",
+        "open_cpu_s",
+        "open_s",
+        "paused_s",
+        "pauses_s",
+    )
 
     def __init__(self, account: EnergyAccount, cause: Cause, began_s: float) -> None:
         """Begin."""
@@ -60,6 +71,9 @@ class AccountedSpan:
         self.cause = cause
         self.began_s = began_s
         self.ended_s: float | None = None
+        self.paused_s: float | None = None
+        """When it was paused, while it is."""
+        self.pauses_s = 0.0
         self.energies_j: dict[MeterClass, float] = {}
         self.net_j = 0.0
         self.open_s = 0.0
@@ -69,9 +83,23 @@ class AccountedSpan:
         """Energy since it began."""
         return self._account.reading(self)
 
+    def pause(self) -> None:
+        """See ``EnergySpan``."""
+        self._account.pause(self)
+
+    def go_on(self) -> None:
+        """See ``EnergySpan``."""
+        self._account.go_on(self)
+
     def end(self) -> EnergyReading:
         """Energy from begin to now; closes the span."""
         return self._account.reading(self, end=True)
+
+    def seconds(self, until_s: float) -> float:
+        """From its begin to `until_s`, or to its end; without pauses."""
+        until_s = until_s if self.ended_s is None else self.ended_s
+        pause_s = 0.0 if self.paused_s is None else until_s - self.paused_s
+        return until_s - self.began_s - self.pauses_s - pause_s
 
     def settle(self, energy_j: float, net_j: float, meter: MeterClass) -> None:
         """Charge what the open part turned out to cost, and begin a new one."""
@@ -160,6 +188,7 @@ class EnergyAccount:
         self._told_j = 0.0
         self._told_s: float | None = None
         self._open: list[AccountedSpan] = []
+        self._paused: list[AccountedSpan] = []
         self._ended: list[AccountedSpan] = []
         self._tick_s = clock()
         self._tick_cpu_s = cpu_clock()
@@ -214,7 +243,7 @@ class EnergyAccount:
             self._tick()
             if end and span.ended_s is None:
                 span.ended_s = self._tick_s
-                self._open.remove(span)
+                (self._open if span.paused_s is None else self._paused).remove(span)
                 self._ended.append(span)
             draw = self._draw
             net_j = draw.core.core_w * span.open_cpu_s
@@ -222,11 +251,29 @@ class EnergyAccount:
             meter = draw.core.meter_class
             energies_j = {**span.energies_j, meter: span.energies_j.get(meter, 0.0) + expected_j}
             energy_j = sum(energies_j.values())
-            until_s = self._tick_s if span.ended_s is None else span.ended_s
-            seconds = max(until_s - span.began_s, 1e-6)
+            seconds = max(span.seconds(self._tick_s), 1e-6)
             return EnergyReading(
                 energy_j, span.net_j + net_j, energy_j / seconds, weakest(energies_j.items())
             )
+
+    def pause(self, span: AccountedSpan) -> None:
+        """Charge `span` with nothing from now on."""
+        with self._lock:
+            self._tick()
+            if span in self._open:
+                self._open.remove(span)
+                self._paused.append(span)
+                span.paused_s = self._tick_s
+
+    def go_on(self, span: AccountedSpan) -> None:
+        """Charge `span` again."""
+        with self._lock:
+            self._tick()
+            if span in self._paused and span.paused_s is not None:
+                self._paused.remove(span)
+                self._open.append(span)
+                span.pauses_s += self._tick_s - span.paused_s
+                span.paused_s = None
 
     def observe(self, sample: PowerSample | None) -> Interval | None:
         """Take a sample, or note that there was none to be had.
@@ -294,7 +341,7 @@ class EnergyAccount:
         self._others_mark_s = others_s
 
     def _spans(self) -> list[AccountedSpan]:
-        return self._open + self._ended
+        return self._open + self._paused + self._ended
 
     def _expected_w(self) -> float:
         """Mean draw since the last settlement as the learned draw has it."""
@@ -363,7 +410,7 @@ class EnergyAccount:
         ended = tuple(
             EndedSpan(
                 span.cause,
-                (span.ended_s or span.began_s) - span.began_s,
+                span.seconds(span.began_s),
                 sum(span.energies_j.values()),
                 span.net_j,
                 weakest(span.energies_j.items()),

@@ -90,7 +90,7 @@ class _Account:
 
 
 @dataclass(slots=True)
-class _Running:
+class Running:
     """The prompt under way."""
 
     work: Work
@@ -134,7 +134,7 @@ class Governor:
         self._demand = reserve.restore(state or {}, now_s)
         self._conditions = Conditions()
         self._unmetered = Unmetered(now_s)
-        self._running: _Running | None = None
+        self._running: Running | None = None
 
     # --- what it is told ---------------------------------------------------------------------------------------
 
@@ -196,7 +196,7 @@ class Governor:
         setting, estimate = run.setting, work.estimate
         cost = setting.cost(work.settings[0])
         with self._lock:
-            self._running = _Running(
+            self._running = Running(
                 work, run, setting.net_w, cost * estimate.token_j, cost * estimate.chunk_j
             )
             self._unmetered.compute(now_s, setting.net_w)
@@ -243,6 +243,20 @@ class Governor:
         with self._lock:
             self._unmetered.rest(now_s)
             self._running = None
+
+    def set_aside(self, now_s: float) -> Running | None:
+        """The running prompt waits for another, which may begin; it goes on by :meth:`take_up`, if at all."""
+        with self._lock:
+            self._unmetered.rest(now_s)
+            running, self._running = self._running, None
+            return running
+
+    def take_up(self, now_s: float, running: Running | None) -> None:
+        """What was set aside computes again."""
+        with self._lock:
+            self._running = running
+            if running is not None:
+                self._unmetered.compute(now_s, running.net_w)
 
     def usage(self, now_s: float) -> tuple[WindowUse, ...]:
         """How full each window of the budget is."""

@@ -33,11 +33,23 @@ class EstimatedSpan:
         self._table = table
         self._wall_s = time.monotonic()
         self._cpu_s = time.process_time()
+        self._paused: tuple[float, float] | None = None
 
     def so_far(self) -> EnergyReading:
         """Energy since it began."""
-        wall_s = max(time.monotonic() - self._wall_s, 1e-6)
-        return estimate(self._table, wall_s, time.process_time() - self._cpu_s)
+        now_s, now_cpu_s = self._paused or (time.monotonic(), time.process_time())
+        return estimate(self._table, max(now_s - self._wall_s, 1e-6), now_cpu_s - self._cpu_s)
+
+    def pause(self) -> None:
+        """See ``EnergySpan``."""
+        self._paused = self._paused or (time.monotonic(), time.process_time())
+
+    def go_on(self) -> None:
+        """See ``EnergySpan``."""
+        if self._paused is not None:
+            self._wall_s += time.monotonic() - self._paused[0]
+            self._cpu_s += time.process_time() - self._paused[1]
+            self._paused = None
 
     def end(self) -> EnergyReading:
         """Energy from begin to now."""

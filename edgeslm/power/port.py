@@ -168,6 +168,12 @@ class EnergySpan(Protocol):
     def so_far(self) -> EnergyReading:
         """Energy since it began; cheap enough to ask between tokens."""
 
+    def pause(self) -> None:
+        """Charge nothing until :meth:`go_on`: something else is computed meanwhile."""
+
+    def go_on(self) -> None:
+        """Charge again after :meth:`pause`."""
+
     def end(self) -> EnergyReading:
         """Energy from begin to now; closes the span."""
 

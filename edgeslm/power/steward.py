@@ -23,7 +23,7 @@ from edgeslm.errors import BudgetError
 from edgeslm.power.actuators import FrequencyCap
 from edgeslm.power.attribution import Interval
 from edgeslm.power.budget import check_budget
-from edgeslm.power.governor import Governor, WindowUse
+from edgeslm.power.governor import Governor, Running, WindowUse
 from edgeslm.power.governor_choice import Choice, ahead_of, must_begin_s
 from edgeslm.power.governor_settings import ways_to_run
 from edgeslm.power.governor_types import (
@@ -116,6 +116,15 @@ class Spent:
     net_j: float
     seconds: float
     complete: bool
+
+
+@dataclass(frozen=True, slots=True)
+class SetAside:
+    """A prompt that waits between two tokens for another one."""
+
+    plan: Plan | None
+    run: Run | None
+    running: Running | None
 
 
 class Steward:
@@ -271,13 +280,30 @@ class Steward:
         """`plan` starts to compute; the frequency is set, threads are the caller's business."""
         now_s = self._clock()
         plan.note(now_s, "runs", run.reasons)
+        self._set_frequency(run)
+        self._running, self._run = plan, run
+        self.governor.begin(now_s, plan.work, run)
+        return run.setting
+
+    def _set_frequency(self, run: Run) -> None:
         if run.setting.frequency_mhz is not None:
             self._cap.hold(run.setting.frequency_mhz)
         elif self._cap.holds:
             self._cap.lift()
-        self._running, self._run = plan, run
-        self.governor.begin(now_s, plan.work, run)
-        return run.setting
+
+    def set_aside(self) -> SetAside:
+        """What runs waits for another prompt, which may :meth:`begin`."""
+        running = self.governor.set_aside(self._clock())
+        aside = SetAside(self._running, self._run, running)
+        self._running = self._run = None
+        return aside
+
+    def take_up(self, aside: SetAside) -> None:
+        """What was set aside computes again, as it was decided for it."""
+        if aside.run is not None:
+            self._set_frequency(aside.run)
+        self._running, self._run = aside.plan, aside.run
+        self.governor.take_up(self._clock(), aside.running)
 
     def pace(self, *, decoding: bool, rival: Plan | None) -> Step:
         """Between two tokens or chunks: go on, pause or stop.
@@ -293,11 +319,18 @@ class Steward:
             self._running.note(now_s, "stopped", (step.reason,))
         return step
 
-    def end(self, spent: Spent | None) -> None:
-        """The running prompt has computed its last; `spent` is ``None`` if it failed."""
-        self.governor.end(self._clock())
-        plan, run = self._running, self._run
-        self._running = self._run = None
+    def end(self, spent: Spent | None, aside: SetAside | None = None) -> None:
+        """The running prompt has computed its last; `spent` is ``None`` if it failed.
+
+        Args:
+            aside: it is not what runs that ended, but this.
+        """
+        if aside is None:
+            self.governor.end(self._clock())
+            plan, run = self._running, self._run
+            self._running = self._run = None
+        else:
+            plan, run = aside.plan, aside.run
         if plan is None or run is None:
             return
         if spent is not None:

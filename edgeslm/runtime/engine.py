@@ -19,7 +19,8 @@ good; a longer one takes its place, or the context ends before it.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import TypeVar
 
 import numpy as np
@@ -351,6 +352,23 @@ class KvEngine:
         self._executor.write_caches(state.caches)
         self._held = list(state.tokens)
         self._position = self._furthest = state.position
+
+    @contextmanager
+    def set_aside(self) -> Iterator[None]:
+        """See :meth:`Engine.set_aside`. Takes the caches of the shortest context; nothing is copied."""
+        bucket, mask, held = self._bucket, self._mask, self._held
+        position, furthest = self._position, self._furthest
+        shortest = self._buckets[0] if self._buckets else bucket
+        put_back = self._executor.set_aside(shortest.decode.name)
+        self._bucket, self._held = shortest, []
+        self._mask = np.full((1, 1, 1, shortest.context), HIDDEN, np.float32)
+        self.reset()
+        try:
+            yield
+        finally:
+            put_back()
+            self._bucket, self._mask, self._held = bucket, mask, held
+            self._position, self._furthest = position, furthest
 
 
 def _decode_of(bucket: Bucket) -> Signature:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -79,3 +80,10 @@ class Engine(Protocol):
 
     def import_state(self, state: KvState) -> None:
         """Take up the sequence that `state` holds in place of the present one."""
+
+    def set_aside(self) -> AbstractContextManager[None]:
+        """Within the block another sequence is computed, from none on; afterwards the present one goes on as it was.
+
+        Raises:
+            InferenceError: there is no memory for a second one; the present one goes on.
+        """

@@ -13,7 +13,7 @@ import importlib.util
 import logging
 import platform
 import weakref
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -72,6 +72,16 @@ class GraphExecutor(Protocol):
 
         Raises:
             InferenceError: there is no memory for them.
+        """
+
+    def set_aside(self, signature: str) -> Callable[[], None]:
+        """Go on with other caches, empty, in the shapes that `signature` has.
+
+        Returns:
+            What puts the present ones back; nothing of them is copied or changed meanwhile.
+
+        Raises:
+            InferenceError: there is no memory for others.
         """
 
     def read_caches(self) -> Arrays:
@@ -162,6 +172,15 @@ class SignatureExecutor:
         before, self._caches = self._caches, _zeros(self.inputs(signature))
         if keep:
             self.write_caches(before)
+
+    def set_aside(self, signature: str) -> Callable[[], None]:
+        """See :meth:`GraphExecutor.set_aside`."""
+        before, self._caches = self._caches, _zeros(self.inputs(signature))
+
+        def put_back() -> None:
+            self._caches = before
+
+        return put_back
 
     def read_caches(self) -> Arrays:
         """See :meth:`GraphExecutor.read_caches`."""
@@ -286,6 +305,23 @@ class CompiledExecutor:
             self._allocate(signature, contents)
         except (ValueError, RuntimeError) as error:
             raise InferenceError(f"no caches for '{signature}': {str(error)[:300]}") from error
+
+    def set_aside(self, signature: str) -> Callable[[], None]:
+        """See :meth:`GraphExecutor.set_aside`."""
+        caches, shapes = dict(self._caches), self._cache_shapes
+
+        def put_back() -> None:
+            self._buffers.clear()
+            self._caches.clear()
+            self._caches.update(caches)
+            self._cache_shapes = shapes
+
+        try:
+            self.resize(signature, keep=False)
+        except InferenceError:
+            put_back()
+            raise
+        return put_back
 
     def read_caches(self) -> Arrays:
         """See :meth:`GraphExecutor.read_caches`."""

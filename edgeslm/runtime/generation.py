@@ -19,7 +19,7 @@ from edgeslm.errors import BadRequestError
 from edgeslm.runtime.constraint import Grammar
 from edgeslm.runtime.engine import Engine
 from edgeslm.runtime.executor import Logits
-from edgeslm.runtime.prefix_cache import PrefixCache
+from edgeslm.runtime.prefix_cache import Beginnings
 from edgeslm.runtime.sampling import SamplingSettings, TokenSampler
 from edgeslm.runtime.speculation import Copies, EarlierAnswers, Hope, Pace
 from edgeslm.runtime.tokenizer import TextStream, Tokenizer, TokenText
@@ -29,7 +29,8 @@ OnText = Callable[[str], None]
 """Called with each new piece of text, on the computing thread."""
 
 ShouldStop = Callable[[], FinishReason | None]
-"""Asked between tokens: a reason ends the answer there."""
+"""Asked between tokens: a reason ends the answer there. It may take its time, and compute other prompts meanwhile if it
+sets the engine's sequence aside for as long."""
 
 
 @dataclass(frozen=True)
@@ -57,8 +58,9 @@ class Generation:
     Attributes:
         token_ids: chosen and forced ones, not those that only completed an answer that was cut short.
         prefill_s: seconds for all prompt tokens but the last, and for what the form forces right at the start.
-        first_token_s: seconds from the start to the first token, or ``None`` if there was none.
-        decode_s: seconds from the first token to the last.
+        first_token_s: seconds from the start to the first token, or ``None`` if there was none; with what
+            `should_stop` took.
+        decode_s: seconds from the first token to the last; like `prefill_s` without what `should_stop` took.
         total_s: seconds in all.
         forced_tokens: tokens that the form left no choice about, and the model was not asked for.
         guessed_tokens: tokens that were guessed and checked.
@@ -130,7 +132,7 @@ def generate(
     should_stop: ShouldStop = _never,
     pace: Pace | None = None,
     earlier: EarlierAnswers | None = None,
-    prefixes: PrefixCache | None = None,
+    prefixes: Beginnings | None = None,
 ) -> Generation:
     """Answer `prompt_ids`.
 
@@ -170,7 +172,7 @@ class _Writer:
         on_text: OnText | None,
         should_stop: ShouldStop,
         pace: Pace,
-        prefixes: PrefixCache | None,
+        prefixes: Beginnings | None,
     ) -> None:
         self._engine = engine
         self._prefixes = prefixes
@@ -192,6 +194,9 @@ class _Writer:
         """Tokens that are not in the engine's cache yet; the newest last."""
         self._reason: FinishReason | None = None
         self._first_token_at: float | None = None
+        self._asked_s = 0.0
+        """Seconds that `should_stop` took."""
+        self._asked_first_s = 0.0
         self._forced = 0
         self._guessed = 0
         self._confirmed = 0
@@ -199,7 +204,7 @@ class _Writer:
     def write(self, prompt_ids: Sequence[int], earlier: EarlierAnswers | None) -> Generation:
         started = time.perf_counter()
         self._begin(prompt_ids, earlier)
-        prefilled = time.perf_counter()
+        prefill_s = time.perf_counter() - started - self._asked_s
         while self._reason is None:
             self._turn()
         closed = self._end()
@@ -210,9 +215,9 @@ class _Writer:
             token_ids=tuple(self._answer),
             prompt_tokens=len(prompt_ids),
             finish_reason=self._reason,
-            prefill_s=prefilled - started,
+            prefill_s=prefill_s,
             first_token_s=None if first is None else first - started,
-            decode_s=0.0 if first is None else ended - first,
+            decode_s=0.0 if first is None else ended - first - (self._asked_s - self._asked_first_s),
             total_s=ended - started,
             forced_tokens=self._forced,
             guessed_tokens=self._guessed,
@@ -233,7 +238,7 @@ class _Writer:
         if not self._is_all(forced):
             self._compute(begun)
         self._pending = begun[-1:]
-        self._reason = self._should_stop()
+        self._reason = self._ask()
         if self._reason is None:
             self._take_forced(forced)
 
@@ -241,7 +246,7 @@ class _Writer:
         """Bring the engine to hold all of `begun` but the last."""
 
         def stop() -> bool:
-            return self._should_stop() is not None
+            return self._ask() is not None
 
         if self._prefixes is None:
             self._engine.prefill(begun[:-1], stop)
@@ -278,7 +283,13 @@ class _Writer:
             self._confirmed += confirmed
             self._pending = new[agreed:]
         if self._reason is None:
-            self._reason = self._should_stop()
+            self._reason = self._ask()
+
+    def _ask(self) -> FinishReason | None:
+        began_s = time.perf_counter()
+        reason = self._should_stop()
+        self._asked_s += time.perf_counter() - began_s
+        return reason
 
     def _guess(self) -> list[int]:
         if self._copies is None:
@@ -328,6 +339,7 @@ class _Writer:
         self._answer.append(token)
         if self._first_token_at is None:
             self._first_token_at = time.perf_counter()
+            self._asked_first_s = self._asked_s
         if token in self._settings.stop_tokens:
             self._reason = "stop"
             return

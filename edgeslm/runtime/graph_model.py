@@ -12,13 +12,15 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 
 import numpy as np
 
 from edgeslm.errors import BadRequestError, InferenceError, ModelLoadError, ProofError, TooLargeError
 from edgeslm.runtime.arrays import Array, to_arrays, to_wire
 from edgeslm.runtime.backend import Runtime, native_output_hidden
+from edgeslm.runtime.conversation import Turn
 from edgeslm.runtime.generation import OnText, ShouldStop
 from edgeslm.runtime.model import Answer
 from edgeslm.runtime.outcome import Outcome, beat_of, check_task
@@ -208,6 +210,10 @@ class GraphModel:
             self._opened = self._open(threads)
             self.threads = threads
 
+    def set_aside(self) -> AbstractContextManager[None]:
+        """Within the block another prompt is answered; nothing of the first has to be kept, it is one call."""
+        return nullcontext()
+
     def count_tokens(self, prompt: str) -> int:
         """Tokens of `prompt`; 0 without one.
 
@@ -232,6 +238,7 @@ class GraphModel:
         *,
         on_text: OnText | None = None,
         should_stop: ShouldStop | None = None,
+        turns: Sequence[Turn] = (),
     ) -> Answer:
         """Refuse: it generates nothing.
 

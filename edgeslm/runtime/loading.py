@@ -7,6 +7,7 @@ from pathlib import Path
 from edgeslm.runtime.backend import choose_runtime
 from edgeslm.runtime.graph_model import GraphModel
 from edgeslm.runtime.model import GraphCheck, LoadedModel, load_model, open_first
+from edgeslm.runtime.prefix_cache import PrefixPlace
 from edgeslm.schema.config import RuntimeChoice
 from edgeslm.schema.installed import InstalledPackage
 
@@ -19,6 +20,7 @@ def load_served(
     threads: int = 1,
     cache_dir: Path | None = None,
     check: GraphCheck | None = None,
+    prefixes: PrefixPlace | None = None,
 ) -> ServedModel:
     """Open the first graph that this runtime is trusted with and that proves right.
 
@@ -27,6 +29,7 @@ def load_served(
         threads: worker threads.
         cache_dir: where packed weights of generative models are kept between starts.
         check: asked before a graph is opened in this process (:meth:`edgeslm.runtime.trial.GraphTrial.check`).
+        prefixes: where generative models keep states of prompts that begin alike.
 
     Raises:
         RuntimeMissingError: no runtime, or none that the package has a graph for.
@@ -35,6 +38,6 @@ def load_served(
     """
     manifest = installed.manifest
     if manifest.task == "generate":
-        return load_model(installed, choice, threads, cache_dir, check)
+        return load_model(installed, choice, threads, cache_dir, check, prefixes)
     runtime = choose_runtime(choice)
     return open_first(installed, runtime, lambda graph: GraphModel(installed, runtime, graph, threads), check)

@@ -9,7 +9,8 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -25,12 +26,13 @@ from edgeslm.runtime.backend import Runtime, choose_runtime, native_output_hidde
 from edgeslm.runtime.bucket_proof import BucketProof
 from edgeslm.runtime.constraint import GrammarCompiler
 from edgeslm.runtime.constraint_form import AnswerForm, form_of
+from edgeslm.runtime.conversation import PlainRenderer, Renderer, Turn, fit
 from edgeslm.runtime.engine import Engine, KvEngine
 from edgeslm.runtime.executor import CompiledExecutor, SignatureExecutor, has_compiled_model
 from edgeslm.runtime.generation import Generation, GenerationSettings, OnText, ShouldStop, generate
 from edgeslm.runtime.likelihood import measure_likelihoods
 from edgeslm.runtime.outcome import Outcome, beat_of, check_task
-from edgeslm.runtime.prefix_cache import PrefixCache
+from edgeslm.runtime.prefix_cache import PrefixPlace
 from edgeslm.runtime.prompt import PromptEncoder
 from edgeslm.runtime.sampling import SamplingSettings
 from edgeslm.runtime.speculation import EarlierAnswers, Pace
@@ -51,10 +53,16 @@ class Answer:
     Attributes:
         data: the answer parsed, where it was asked for in JSON, or where the package promises JSON objects and this
             is one.
+        turn: what a conversation has to remember, where this is one's.
+        dropped_turns: earlier turns that were left out to make room.
+        dropped_chars: characters at the beginning of the prompt that were.
     """
 
     generation: Generation
     data: JsonValue
+    turn: Turn | None = None
+    dropped_turns: int = 0
+    dropped_chars: int = 0
 
 
 class LoadedModel:
@@ -76,11 +84,13 @@ class LoadedModel:
         tokenizer: TokenizerSpec,
         open_engine: Callable[[int], Engine],
         threads: int,
+        prefixes: PrefixPlace | None = None,
     ) -> None:
         """Open the graph; :func:`load_model` chooses it.
 
         Args:
             open_engine: opens and proves the graph for a number of threads.
+            prefixes: where states of prompts that begin alike are kept; by default in memory of this model's own.
 
         Raises:
             ModelLoadError: what `open_engine` raises.
@@ -92,15 +102,12 @@ class LoadedModel:
         self.graph = graph
         self.threads = threads
         self._open_engine = open_engine
-        self._tokenizer = open_tokenizer(
-            tokenizer, installed.file(tokenizer.file), manifest.prompt, manifest.stop_tokens
-        )
+        self._tokenizer, self._encoder, self._renderer = _open_prompts(installed, tokenizer)
         self._engine = open_engine(threads)
-        self._encoder = PromptEncoder(manifest.prompt, self._tokenizer, manifest.max_prompt_tokens)
         self._forms = GrammarCompiler(self._tokenizer, manifest.stop_tokens)
         self._pace = Pace()
         self._earlier = EarlierAnswers()
-        self._prefixes = PrefixCache(self.fingerprint)
+        self._prefixes = (prefixes or PrefixPlace()).cache(self.fingerprint)
         self.load_s = time.perf_counter() - started
 
     def set_threads(self, threads: int) -> None:
@@ -123,6 +130,14 @@ class LoadedModel:
     def fingerprint(self) -> str:
         """Names the graph in use by its content."""
         return self.installed.manifest.files[self.graph.file].sha256
+
+    def set_aside(self) -> AbstractContextManager[None]:
+        """Within the block another prompt is answered, between two tokens of one that goes on afterwards as it was.
+
+        Raises:
+            InferenceError: there is no memory for a second sequence; the first goes on.
+        """
+        return self._engine.set_aside()
 
     @property
     def engine(self) -> Engine:
@@ -184,26 +199,38 @@ class LoadedModel:
         *,
         on_text: OnText | None = None,
         should_stop: ShouldStop | None = None,
+        turns: Sequence[Turn] = (),
     ) -> Answer:
         """Answer one prompt.
 
         Args:
-            options: ``deadline_ms``, ``priority`` and ``stream`` are the caller's business.
+            options: ``deadline_ms``, ``priority`` and ``stream`` are the caller's business, and so is which turns a
+                ``session`` has.
+            turns: what was said before in the same conversation, the oldest first.
             on_text: gets the answer piece by piece, on this thread.
             should_stop: asked between tokens.
 
         Raises:
             BadRequestError: see :meth:`encode`.
-            TooLargeError: see :meth:`encode`.
+            ContextOverflowError: longer than the model takes, and ``overflow`` wants it refused.
             ConstraintError: the form that the options ask for cannot be followed.
             InferenceError: the runtime fails; the model can still be used for the next prompt.
         """
         manifest = self.installed.manifest
-        ids = self.encode(prompt)
+        context, wanted = self._engine.context_tokens, options.max_tokens or manifest.max_answer_tokens
+        limit = min(manifest.max_prompt_tokens, context - 1)
+        fitted = fit(
+            self._renderer,
+            turns,
+            prompt,
+            limit=limit,
+            room=min(limit, max(context - wanted, context // 2)),
+            overflow=options.overflow or "error",
+        )
+        ids = fitted.token_ids
         form = form_of(options)
-        room = self._engine.context_tokens - len(ids)
         settings = GenerationSettings(
-            max_tokens=min(options.max_tokens or manifest.max_answer_tokens, room),
+            max_tokens=min(wanted, context - len(ids)),
             stop_tokens=frozenset(manifest.stop_tokens),
             sampling=SamplingSettings(options.temperature, options.top_k, options.top_p, options.seed),
             stop=options.stop,
@@ -218,9 +245,14 @@ class LoadedModel:
             should_stop=should_stop if should_stop is not None else _no_reason,
             pace=self._pace,
             earlier=self._earlier,
-            prefixes=self._prefixes,
+            prefixes=self._prefixes if fitted.dropped_turns == len(turns) else self._prefixes.next_turn(),
         )
-        return Answer(generation, self._parse(generation, form))
+        turn = None
+        if options.session is not None:
+            turn = self._renderer.turn(fitted.prompt, generation)
+            self._prefixes.follow(self._engine, [*ids, *generation.token_ids])
+        data = self._parse(generation, form)
+        return Answer(generation, data, turn, fitted.dropped_turns, fitted.dropped_chars)
 
     def infer(self, request: PromptRequest, *, should_stop: ShouldStop | None = None) -> Outcome:
         """Classify: how likely each choice is as the answer.
@@ -260,6 +292,19 @@ class LoadedModel:
             return None if generation.closed is False else _parse_json(generation.text)
         value = _parse_json(generation.text) if self.installed.manifest.json_answers else None
         return value if isinstance(value, dict) else None
+
+
+def _open_prompts(
+    installed: InstalledPackage, spec: TokenizerSpec
+) -> tuple[Tokenizer, PromptEncoder, Renderer]:
+    manifest = installed.manifest
+    if manifest.chat_template is not None:
+        from edgeslm.runtime.chat_renderer import open_chat  # noqa: PLC0415 - most packages do without Jinja2
+
+        return open_chat(manifest, spec, manifest.chat_template, installed.file)
+    tokenizer = open_tokenizer(spec, installed.file(spec.file), manifest.prompt, manifest.stop_tokens)
+    encoder = PromptEncoder(manifest.prompt, tokenizer, manifest.max_prompt_tokens)
+    return tokenizer, encoder, PlainRenderer(encoder, tokenizer, manifest.stop_tokens)
 
 
 def _no_reason() -> FinishReason | None:
@@ -354,6 +399,7 @@ def load_model(
     threads: int = 1,
     cache_dir: Path | None = None,
     check: GraphCheck | None = None,
+    prefixes: PrefixPlace | None = None,
 ) -> LoadedModel:
     """Open the first graph that this runtime is trusted with and that proves right.
 
@@ -362,6 +408,7 @@ def load_model(
         threads: worker threads.
         cache_dir: where packed weights are kept between starts; without it each start packs them anew.
         check: asked before a graph is opened here (:meth:`edgeslm.runtime.trial.GraphTrial.check`).
+        prefixes: where states of prompts that begin alike are kept.
 
     Raises:
         RuntimeMissingError: no runtime, or none that the package has a graph for.
@@ -379,7 +426,7 @@ def load_model(
 
     def open_graph(graph: GraphSpec) -> LoadedModel:
         open_engine = partial(_open_proved, installed, graph, runtime, cache_dir)
-        return LoadedModel(installed, runtime, graph, tokenizer, open_engine, threads)
+        return LoadedModel(installed, runtime, graph, tokenizer, open_engine, threads, prefixes)
 
     return open_first(installed, runtime, open_graph, check)
 

@@ -1,9 +1,12 @@
 """States of sequences that begin many prompts: a system prompt, a block of examples, a conversation so far.
 
 A state is found by the model and the exact tokens before it, never by text, and taken only where the prompt begins with
-all of them. States live in memory within a limit, the least recently used go first; with a directory they are also kept
-on disk, within another limit, and survive a restart. A file is believed only if it is whole and says the same model and
-tokens; what can't be read or written is done without.
+all of them. States live in memory within a limit that all models share, the least recently used go first; with a
+directory they are also kept on disk, within another limit, and survive a restart. A file is believed only if it is whole
+and says the same model and tokens; what can't be read or written is done without.
+
+A conversation that another prompt displaces from the engine is kept as well, in memory alone: what somebody said in it
+is never written to disk.
 """
 
 from __future__ import annotations
@@ -15,9 +18,12 @@ import json
 import logging
 import os
 import struct
+import threading
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 
@@ -28,6 +34,10 @@ log = logging.getLogger(__name__)
 
 LEAST_TOKENS = 32
 """Shorter beginnings are not kept: to compute them anew takes one short call."""
+DEFAULT_LIMIT_BYTES = 64 << 20
+DEFAULT_DISK_LIMIT_BYTES = 256 << 20
+_CONVERSATIONS = 256
+"""So many are known to have been displaced; the state of one more is let go of by use alone."""
 _SEEN_PROMPTS = 8
 """So many of the last prompts are remembered, to see what they have in common."""
 _SUFFIX = ".kv"
@@ -36,39 +46,101 @@ _HEADER_BYTES = struct.Struct("<I")
 _MAX_HEADER = 1 << 20
 
 
+class Beginnings(Protocol):
+    """What is known of prompts that begin alike."""
+
+    def prefill(
+        self, engine: Engine, ids: Sequence[int], should_stop: Callable[[], bool] | None = None
+    ) -> int:
+        """See :meth:`PrefixCache.prefill`."""
+
+
+class KeptStates:
+    """States in memory, within one limit for all models. From any thread."""
+
+    def __init__(self, limit_bytes: int = DEFAULT_LIMIT_BYTES) -> None:
+        """Keep nothing yet."""
+        self._limit_bytes = limit_bytes
+        self._kept: OrderedDict[str, KvState] = OrderedDict()
+        self._size_bytes = 0
+        self._lock = threading.Lock()
+
+    @property
+    def limit_bytes(self) -> int:
+        """Most memory for them; 0 keeps none."""
+        return self._limit_bytes
+
+    @property
+    def size_bytes(self) -> int:
+        """Memory that they take."""
+        return self._size_bytes
+
+    def __len__(self) -> int:
+        return len(self._kept)
+
+    def lengths(self) -> set[int]:
+        """How many tokens the states are of."""
+        with self._lock:
+            return {state.position for state in self._kept.values()}
+
+    def get(self, key: str) -> KvState | None:
+        """The state under `key`, which counts as used."""
+        with self._lock:
+            state = self._kept.get(key)
+            if state is not None:
+                self._kept.move_to_end(key)
+            return state
+
+    def keep(self, key: str, state: KvState) -> None:
+        """Keep `state`, and as many others as there is room for; one that is too large is not kept."""
+        with self._lock:
+            self._forget(key)
+            if state.size_bytes > self._limit_bytes:
+                return
+            self._kept[key] = state
+            self._size_bytes += state.size_bytes
+            while self._size_bytes > self._limit_bytes:
+                self._forget(next(iter(self._kept)))
+
+    def forget(self, key: str) -> None:
+        """Let go of the state under `key`, where there is one."""
+        with self._lock:
+            self._forget(key)
+
+    def _forget(self, key: str) -> None:
+        state = self._kept.pop(key, None)
+        if state is not None:
+            self._size_bytes -= state.size_bytes
+
+
 class PrefixCache:
-    """Keeps states by the tokens that lead to them."""
+    """Keeps states of one model by the tokens that lead to them."""
 
     def __init__(
         self,
         model: str,
+        states: KeptStates | None = None,
         *,
-        limit_bytes: int = 64 << 20,
         directory: Path | None = None,
-        disk_limit_bytes: int = 512 << 20,
+        disk_limit_bytes: int = DEFAULT_DISK_LIMIT_BYTES,
     ) -> None:
         """Nothing is read yet.
 
         Args:
             model: names weights and graph, so that no state is taken for another model's.
-            limit_bytes: most memory for states.
-            directory: where states are kept as well; made if it is missing.
+            states: where they are kept in memory; by default in a place of their own.
+            directory: where they are kept as well; made if it is missing.
+            disk_limit_bytes: most room there.
         """
         self._model = model
-        self._limit_bytes = limit_bytes
+        self._states = KeptStates() if states is None else states
         self._directory = directory
         self._disk_limit_bytes = disk_limit_bytes
-        self._kept: OrderedDict[str, KvState] = OrderedDict()
         self._seen: deque[tuple[int, ...]] = deque(maxlen=_SEEN_PROMPTS)
-        self._size_bytes = 0
-
-    @property
-    def size_bytes(self) -> int:
-        """Memory that the states take."""
-        return self._size_bytes
-
-    def __len__(self) -> int:
-        return len(self._kept)
+        self._conversation: tuple[int, ...] = ()
+        """What the engine holds of a conversation that may go on."""
+        self._conversations: deque[tuple[int, ...]] = deque(maxlen=_CONVERSATIONS)
+        """Those that were displaced."""
 
     def prefill(
         self, engine: Engine, ids: Sequence[int], should_stop: Callable[[], bool] | None = None
@@ -90,7 +162,36 @@ class PrefixCache:
         """
         shared = self._shared(ids)
         self._seen.appendleft(tuple(ids))
-        found = self.longest(ids)
+        return self._prefill(engine, ids, shared, should_stop)
+
+    def next_turn(self) -> Beginnings:
+        """For a prompt that has earlier turns before it: these are its own, and no beginning that others may share."""
+        return _NextTurn(self._prefill)
+
+    def follow(self, engine: Engine, ids: Sequence[int]) -> None:
+        """A turn of a conversation is over: its next one will begin with `ids`, which the engine holds most of."""
+        self._conversation = tuple(ids[: engine.position]) if self._states.limit_bytes else ()
+
+    def _keep_conversation(self, engine: Engine, ids: Sequence[int]) -> None:
+        """Keep the conversation that the engine holds, where `ids` displace it."""
+        held = self._conversation
+        if len(held) < LEAST_TOKENS or engine.position != len(held) or tuple(ids[: len(held)]) == held:
+            return
+        self._conversation = ()
+        state = engine.export_state()
+        if state.tokens != held:
+            return
+        for other in [one for one in self._conversations if held[: len(one)] == one]:
+            self._conversations.remove(other)
+            self._states.forget(self._key(other))
+        self._conversations.append(held)
+        self._states.keep(self._key(held), state)
+
+    def _prefill(
+        self, engine: Engine, ids: Sequence[int], shared: int, should_stop: Callable[[], bool] | None
+    ) -> int:
+        found = self.longest(ids)  # before another one takes its place
+        self._keep_conversation(engine, ids)
         cached = engine.resume(ids)
         if found is not None and found[0] > cached:
             cached = self._take_up(engine, found[1])
@@ -104,6 +205,8 @@ class PrefixCache:
 
     def _shared(self, ids: Sequence[int]) -> int:
         """How far an earlier prompt began like this one, where that is worth keeping; else 0."""
+        if self._states.limit_bytes == 0 and self._directory is None:
+            return 0
         most = max((_common(seen, ids) for seen in self._seen), default=0)
         most = min(most, len(ids) - 1)
         return most if most >= LEAST_TOKENS else 0
@@ -114,17 +217,15 @@ class PrefixCache:
         Returns:
             Its number of tokens and its state, or ``None``.
         """
-        lengths = {state.position for state in self._kept.values()} | self._lengths_on_disk()
+        lengths = self._states.lengths() | self._lengths_on_disk()
         for length in sorted((n for n in lengths if n < len(ids)), reverse=True):
             key = self._key(ids[:length])
-            state = self._kept.get(key)
+            state = self._states.get(key)
             if state is None:
                 state = self._read(key, length)
                 if state is not None:
-                    self._keep(key, state)
+                    self._states.keep(key, state)
             if state is not None and state.tokens == tuple(ids[:length]):
-                if key in self._kept:
-                    self._kept.move_to_end(key)
                 return length, state
         return None
 
@@ -143,13 +244,13 @@ class PrefixCache:
         if state.position < LEAST_TOKENS:
             return
         key = self._key(state.tokens)
-        self._keep(key, state)
+        self._states.keep(key, state)
         self._write(key, state)
 
     def drop(self, ids: Sequence[int]) -> None:
         """Forget the state after `ids`."""
         key = self._key(ids)
-        self._forget(key)
+        self._states.forget(key)
         path = self._path(key, len(ids))
         if path is not None:
             with contextlib.suppress(OSError):
@@ -159,20 +260,6 @@ class PrefixCache:
         digest = hashlib.sha256(self._model.encode() + b"\0")
         digest.update(np.asarray(ids, "<i8").tobytes())
         return digest.hexdigest()[:40]
-
-    def _keep(self, key: str, state: KvState) -> None:
-        self._forget(key)
-        if state.size_bytes > self._limit_bytes:
-            return
-        self._kept[key] = state
-        self._size_bytes += state.size_bytes
-        while self._size_bytes > self._limit_bytes:
-            self._forget(next(iter(self._kept)))
-
-    def _forget(self, key: str) -> None:
-        state = self._kept.pop(key, None)
-        if state is not None:
-            self._size_bytes -= state.size_bytes
 
     def _path(self, key: str, length: int) -> Path | None:
         return None if self._directory is None else self._directory / f"{key}-{length}{_SUFFIX}"
@@ -206,7 +293,9 @@ class PrefixCache:
             return
         fresh = path.with_suffix(f".{os.getpid()}.tmp")
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
+            # The tokens are what somebody asked.
+            path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            fresh.touch(mode=0o600)
             fresh.write_bytes(encode_state(state))
             fresh.replace(path)
             self._make_room()
@@ -224,6 +313,42 @@ class PrefixCache:
                 return
             path.unlink(missing_ok=True)
             total -= size
+
+
+@dataclass(frozen=True)
+class PrefixPlace:
+    """Where the models of one process keep their states.
+
+    Attributes:
+        states: in memory, for all of them together; by default each has its own.
+        directory: on disk as well.
+        disk_limit_bytes: most room there.
+    """
+
+    states: KeptStates | None = None
+    directory: Path | None = None
+    disk_limit_bytes: int = DEFAULT_DISK_LIMIT_BYTES
+
+    def cache(self, model: str) -> PrefixCache:
+        """The cache of the model that `model` names by weights and graph."""
+        return PrefixCache(
+            model, self.states, directory=self.directory, disk_limit_bytes=self.disk_limit_bytes
+        )
+
+
+class _NextTurn:
+    """`Beginnings` of a prompt with turns before it."""
+
+    def __init__(
+        self, prefill: Callable[[Engine, Sequence[int], int, Callable[[], bool] | None], int]
+    ) -> None:
+        self._prefill = prefill
+
+    def prefill(
+        self, engine: Engine, ids: Sequence[int], should_stop: Callable[[], bool] | None = None
+    ) -> int:
+        """See :meth:`PrefixCache.prefill`."""
+        return self._prefill(engine, ids, 0, should_stop)
 
 
 def encode_state(state: KvState) -> bytes:

@@ -56,7 +56,11 @@ class Tokenizer(Protocol):
 
 
 def open_tokenizer(
-    spec: TokenizerSpec, path: Path, prompt: PromptForm, stop_tokens: Iterable[int] = ()
+    spec: TokenizerSpec,
+    path: Path,
+    prompt: PromptForm,
+    stop_tokens: Iterable[int] = (),
+    markup: Iterable[str] = (),
 ) -> Tokenizer:
     """The tokenizer of a package.
 
@@ -64,12 +68,15 @@ def open_tokenizer(
         path: the file that `spec` names.
         prompt: what it spells out is markup, in a prompt from outside not allowed.
         stop_tokens: these as well.
+        markup: further texts of which the same is true: what a chat template makes.
 
     Raises:
         ModelLoadError: unreadable, not of that form, or what reads it is not installed.
     """
     if spec.kind == "sentencepiece":
-        return SentencePieceTokenizer(path, markup=(prompt.prefix, prompt.suffix), stop_tokens=stop_tokens)
+        return SentencePieceTokenizer(
+            path, markup=(prompt.prefix, prompt.suffix, *markup), stop_tokens=stop_tokens
+        )
     return JsonTokenizer(path)
 
 

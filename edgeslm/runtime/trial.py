@@ -31,7 +31,7 @@ from typing import TYPE_CHECKING
 from pydantic import Field, ValidationError
 
 import edgeslm
-from edgeslm.errors import MemoryShortError
+from edgeslm.errors import MemoryShortError, RuntimeMissingError
 from edgeslm.files import read_bounded, replace_file
 from edgeslm.procfs import cpu_flags, memory_kib
 from edgeslm.runtime import preflight
@@ -179,6 +179,25 @@ class GraphTrial:
             need.total_bytes / 2**20,
         )
         self._keep(installed, graph, runtime, _proved(need, said.grown_bytes, said.load_s))
+
+    def model_bytes(self, installed: InstalledPackage) -> int:
+        """Memory that a package's model will take here, as predicted; without the libraries that compute it.
+
+        Raises:
+            ModelLoadError: its graph is damaged.
+            RuntimeMissingError: there is none that the package has a graph for.
+        """
+        from edgeslm.runtime.backend import choose_runtime  # noqa: PLC0415
+
+        runtime = choose_runtime(self._choice)
+        graph = next((one for one in installed.manifest.graphs if runtime.kind in one.runtimes), None)
+        if graph is None:
+            raise RuntimeMissingError(f"{installed.manifest.name} has no graph for {runtime}")
+        known = self.recall(installed, graph, runtime)
+        if known is not None:
+            return known.needed_bytes - known.library_bytes
+        need, _ = self._read(installed, graph, runtime)
+        return need.model_bytes
 
     def remember(
         self,

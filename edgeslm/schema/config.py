@@ -69,6 +69,36 @@ class LimitsConfig(FileModel):
     max_answered: Annotated[int, Field(ge=16, le=1_000_000)] = 10_000
 
 
+class PrefixesConfig(FileModel):
+    """What is kept of prompts that begin alike, so that it need not be computed again.
+
+    Attributes:
+        memory_mb: most memory for it, all models together; 0 keeps nothing but the last prompt, ``None`` takes a
+            sixteenth of the board's memory, but at most 64.
+        on_disk: keep it in the state directory as well, so that it survives a restart. Whoever reads the disk then reads
+            what many prompts begin with.
+        disk_mb: most room for it there.
+    """
+
+    memory_mb: Annotated[int, Field(ge=0, le=65_536)] | None = None
+    on_disk: bool = False
+    disk_mb: Annotated[int, Field(ge=1, le=65_536)] = 256
+
+
+class SessionsConfig(FileModel):
+    """What is remembered of conversations, in memory.
+
+    Attributes:
+        max_sessions: conversations at once; the one used least recently goes first.
+        max_kb: most memory for what was said in all of them, without the KV states, which count as prefixes.
+        idle_s: seconds after which one that nobody goes on with is forgotten.
+    """
+
+    max_sessions: Annotated[int, Field(ge=1, le=10_000)] = 32
+    max_kb: Annotated[int, Field(ge=16, le=1_048_576)] = 1024
+    idle_s: Annotated[float, Field(ge=1, le=30 * 86400)] = 1800.0
+
+
 class MetricsConfig(FileModel):
     """What the device tells about itself.
 
@@ -134,9 +164,13 @@ class AgentConfig(FileModel):
     Attributes:
         models: packages to serve; the first is the default. ``builtin:NAME`` is one that ships with edgeslm,
             everything else is a path to a ``.slm`` file, relative to this file.
+        models_memory_mb: most memory for loaded models, in MiB and as predicted; where not all of them fit, one is
+            loaded when it is asked, and the one used least recently makes room. ``None`` keeps all of them loaded.
         threads: inference threads; ``None`` takes the board's recommendation.
         power: how the board's draw is measured.
         budget: what the device may draw; the default restrains nothing.
+        prefixes: what is kept of prompts that begin alike.
+        sessions: what is remembered of conversations.
         metrics: what it tells about itself.
         updates: how it follows assignments, once it belongs to a fleet.
         homeassistant: how it shows itself in Home Assistant.
@@ -149,6 +183,7 @@ class AgentConfig(FileModel):
     board: Identifier | None = None
     broker: BrokerConfig = BrokerConfig()
     models: Annotated[tuple[str, ...], Field(min_length=1, max_length=16)] = ("builtin:home-command",)
+    models_memory_mb: Annotated[int, Field(ge=1, le=1_048_576)] | None = None
     state_dir: Path = Path("/var/lib/edgeslm")
     threads: Annotated[int, Field(ge=1, le=64)] | None = None
     runtime: RuntimeChoice = "auto"
@@ -156,6 +191,8 @@ class AgentConfig(FileModel):
     limits: LimitsConfig = LimitsConfig()
     power: MetersConfig = MetersConfig()
     budget: Budget = Budget()
+    prefixes: PrefixesConfig = PrefixesConfig()
+    sessions: SessionsConfig = SessionsConfig()
     metrics: MetricsConfig = MetricsConfig()
     updates: UpdatesConfig = UpdatesConfig()
     homeassistant: HomeAssistantConfig = HomeAssistantConfig()

@@ -24,15 +24,21 @@ MAX_SCHEMA_CHARS = 16_384
 MAX_SCHEMA_DEPTH = 64
 MAX_REGEX_CHARS = 4_096
 MAX_CHOICES = 256
+MAX_INPUTS = 64
+"""Most inputs of one request."""
 
 Priority = Literal["high", "normal", "low"]
 Task = Literal["generate", "classify", "embed", "tensor"]
+Overflow = Literal["error", "slide"]
+SessionState = Literal["new", "continued", "restarted"]
 FinishReason = Literal["stop", "length", "schema", "deadline", "cancelled", "budget"]
 MeterClass = Literal["measured", "calibrated", "estimated"]
 DeviceState = Literal["online", "offline", "sleeping"]
 AnswerFormKind = Literal["json_schema", "regex", "choices", "grammar"]
 ANSWER_FORMS: Final[tuple[AnswerFormKind, ...]] = ("json_schema", "regex", "choices", "grammar")
 """Options that hold an answer to a form; one at most."""
+NO_SESSION_IN_POOLS = "option 'session' means nothing to a pool: a session stays on one device; ask that one"
+"""Who takes the next prompt of a pool knows nothing of this one."""
 
 
 class Options(WireModel):
@@ -52,6 +58,11 @@ class Options(WireModel):
         regex: regular expression that the whole answer matches; without look-around and back references.
         choices: the answers that there can be.
         grammar: grammar in Lark's notation (an EBNF) whose `start` the whole answer follows.
+        session: name of a conversation: the prompt comes after its earlier prompts and answers, as far as the device
+            remembers them.
+        overflow: what happens to a prompt that, with the earlier turns, is longer than the model takes: ``error``, the
+            default, refuses it; ``slide`` leaves out the oldest turns, and of a prompt that is too long by itself the
+            beginning.
     """
 
     max_tokens: Annotated[int, Field(ge=1, le=8192)] | None = None
@@ -76,6 +87,8 @@ class Options(WireModel):
         | None
     ) = None
     grammar: Annotated[str, StringConstraints(min_length=1, max_length=MAX_SCHEMA_CHARS)] | None = None
+    session: RequestId | None = None
+    overflow: Overflow | None = None
 
     @field_validator("json_schema")
     @classmethod
@@ -118,10 +131,6 @@ def _check_depth(value: Any) -> None:
     raise ValueError(f"a schema nested deeper than {MAX_SCHEMA_DEPTH} levels")
 
 
-UNSUPPORTED_OPTIONS = ("session",)
-"""Options of the wire that this release refuses by name: ignoring them would change what an answer means."""
-
-
 class PromptRequest(WireModel):
     """One prompt.
 
@@ -132,6 +141,8 @@ class PromptRequest(WireModel):
             option ``choices``), ``embed`` (a vector that says what the text means), or ``tensor`` (arrays in, out).
         prompt: the text; none where arrays are asked about.
         tensor: the arrays, by the name of the model's input; instead of a text.
+        inputs: several texts, or objects of arrays, in place of one: each is answered for itself, with the same options
+            and one receipt. Whether one can be served shows in its output.
         accept_encoding: how the answer may be encoded; ``gzip`` is known, others are passed over. An answer that
             would not become shorter comes as it is.
     """
@@ -142,6 +153,9 @@ class PromptRequest(WireModel):
     model: Identifier | None = None
     prompt: Annotated[str, StringConstraints(max_length=MAX_PROMPT_CHARS)] = ""
     tensor: Tensors | None = None
+    inputs: (
+        Annotated[tuple[JsonValue, ...], Field(min_length=1, max_length=MAX_INPUTS, strict=False)] | None
+    ) = None
     options: Options = Options()
     accept_encoding: Annotated[
         tuple[Annotated[str, StringConstraints(max_length=32)], ...], Field(max_length=8, strict=False)
@@ -155,9 +169,6 @@ class PromptRequest(WireModel):
         nested = data.get("options", {})
         if not isinstance(nested, dict):
             return data
-        for name in UNSUPPORTED_OPTIONS:
-            if data.get(name) is not None or nested.get(name) is not None:
-                raise ValueError(f"option '{name}' is not supported by this agent")
         known = Options.model_fields.keys()
         flat = {name: data[name] for name in known if name in data}
         clash = sorted(flat.keys() & nested.keys())
@@ -171,9 +182,11 @@ class PromptRequest(WireModel):
 
     @model_validator(mode="after")
     def _asks_one_thing(self) -> Self:
-        if self.tensor is None and self.task == "tensor":
+        if self.inputs is not None:
+            self._check_inputs()
+        elif self.tensor is None and self.task == "tensor":
             raise ValueError("task 'tensor' needs arrays, under 'tensor'")
-        if self.tensor is None and not self.prompt:
+        elif self.tensor is None and not self.prompt:
             raise ValueError("prompt is missing or empty")
         if self.tensor is not None and self.prompt:
             raise ValueError("prompt and tensor contradict each other: a request has one of them")
@@ -182,11 +195,34 @@ class PromptRequest(WireModel):
         form = self.options.answer_form
         if form is not None and self.task != "generate" and (self.task, form) != ("classify", "choices"):
             raise ValueError(f"option '{form}' means nothing to task '{self.task}'")
+        if self.task != "generate":
+            for name in ("session", "overflow"):
+                if getattr(self.options, name) is not None:
+                    raise ValueError(f"option '{name}' means nothing to task '{self.task}'")
         return self
+
+    def _check_inputs(self) -> None:
+        if self.prompt or self.tensor is not None:
+            raise ValueError("inputs and prompt or tensor contradict each other: a request has one of them")
+        if self.options.stream:
+            raise ValueError("inputs are answered at once; option 'stream' goes with one prompt")
+        if self.options.session is not None:
+            raise ValueError("option 'session' goes with one prompt, not with inputs")
+
+    @property
+    def brings_arrays(self) -> bool:
+        """Whether it is for a model that takes arrays; of inputs the first counts."""
+        return self.tensor is not None or (self.inputs is not None and isinstance(self.inputs[0], dict))
 
     def asks_as(self, other: Self) -> bool:
         """Whether `other` asks the same of the same kind of model, however it is to be answered."""
-        return (self.task, self.prompt, self.tensor) == (other.task, other.prompt, other.tensor)
+        return (self.task, self.prompt, self.tensor, self.inputs, self.options.session) == (
+            other.task,
+            other.prompt,
+            other.tensor,
+            other.inputs,
+            other.options.session,
+        )
 
 
 class CancelRequest(WireModel):
@@ -203,10 +239,16 @@ class Receipt(WireModel):
         prompt_tokens: tokens of the prompt after the template.
         completion_tokens: tokens generated, the stop token included.
         cached_tokens: prompt tokens taken from a cache instead of being computed.
+        session: of a prompt in a session: whether it began one, continued one, or began one anew because the model's
+            release is another one than before.
+        session_turns: earlier turns that the prompt came after, those left out not counted.
+        dropped_turns: earlier turns that were left out, and are forgotten, to make room.
+        dropped_chars: characters at the beginning of the prompt that were left out to make room.
         queue_ms: acceptance to start of computation.
         ttft_ms: acceptance to first token.
         total_ms: acceptance to last token.
-        paused_ms: of that, pauses between tokens that the budget asked for; no part of the rates.
+        paused_ms: of that, pauses between tokens: the budget asked for them, or a prompt of high priority went first; no
+            part of the rates.
         prefill_tps: prompt tokens a second, or ``None`` where nothing was computed.
         decode_tps: generated tokens a second, or ``None`` for fewer than two.
         energy_j: energy that the prompt is charged with: the idle board while it ran, and its own work.
@@ -221,6 +263,10 @@ class Receipt(WireModel):
     prompt_tokens: int
     completion_tokens: int
     cached_tokens: int = 0
+    session: SessionState | None = None
+    session_turns: int | None = None
+    dropped_turns: int | None = None
+    dropped_chars: int | None = None
     queue_ms: float
     ttft_ms: float | None = None
     total_ms: float
@@ -244,6 +290,29 @@ class ErrorBody(WireModel):
     retry_after_s: float | None = None
 
 
+class Output(WireModel):
+    """What came of one input of several: an answer, as a result has it, or an error.
+
+    Attributes:
+        prompt_tokens: tokens of the input after the template.
+        completion_tokens: of a generated answer, its tokens.
+        dropped_chars: characters at the beginning of the input that were left out to make room.
+    """
+
+    text: str | None = None
+    data: JsonValue = Field(default=None, alias="json")
+    label: str | None = None
+    scores: dict[str, float] | None = None
+    embedding: Annotated[tuple[float, ...], Field(strict=False)] | None = None
+    tensor: Tensors | None = None
+    finish_reason: FinishReason | None = None
+    closed: bool | None = None
+    prompt_tokens: int | None = None
+    completion_tokens: int | None = None
+    dropped_chars: int | None = None
+    error: ErrorBody | None = None
+
+
 class Result(WireModel):
     """The final answer to a prompt: an answer with its receipt, or an error.
 
@@ -256,6 +325,7 @@ class Result(WireModel):
         embedding: the vector, of length one.
         tensor: the outputs by name, as lists where the inputs were lists; long ones, and those with a number that JSON
             cannot spell, as bytes in any case.
+        outputs: of a request with several inputs, what came of each, in their order.
         closed: of an answer with a form that was cut short: whether its text has the form all the same, because the
             device could complete it.
     """
@@ -269,6 +339,7 @@ class Result(WireModel):
     scores: dict[str, float] | None = None
     embedding: Annotated[tuple[float, ...], Field(strict=False)] | None = None
     tensor: Tensors | None = None
+    outputs: Annotated[tuple[Output, ...], Field(max_length=MAX_INPUTS, strict=False)] | None = None
     finish_reason: FinishReason | None = None
     closed: bool | None = None
     receipt: Receipt | None = None
@@ -298,7 +369,11 @@ class Availability(WireModel):
 
 
 class ModelInfo(WireModel):
-    """One served model, as announced."""
+    """One served model, as announced.
+
+    Attributes:
+        loaded: whether it is in memory; one that is not is loaded when it is asked. Older agents do not say.
+    """
 
     name: str
     version: str
@@ -306,6 +381,7 @@ class ModelInfo(WireModel):
     task: Task
     context_tokens: int
     graph: str
+    loaded: bool | None = None
 
 
 class Info(WireModel):

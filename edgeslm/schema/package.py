@@ -113,6 +113,22 @@ class PromptForm(FileModel):
     collapse_whitespace: bool = False
 
 
+class ChatTemplateSpec(FileModel):
+    """How a conversation becomes the text that is tokenized, in place of a prefix and a suffix.
+
+    Attributes:
+        file: a template in Jinja2, as tokenizers of the `transformers` library carry one.
+        bos_token: what the template knows under that name; a special token of the tokenizer.
+        eos_token: likewise.
+        system: the first message of each conversation, of role ``system``.
+    """
+
+    file: FileName
+    bos_token: Annotated[str, StringConstraints(max_length=128)] = ""
+    eos_token: Annotated[str, StringConstraints(max_length=128)] = ""
+    system: Annotated[str, StringConstraints(max_length=8192)] = ""
+
+
 class Requirements(FileModel):
     """What a device must have."""
 
@@ -139,6 +155,7 @@ class Manifest(FileModel):
         max_answer_tokens: default limit of an answer.
         stop_tokens: ids that end an answer.
         prompt: how a prompt becomes the text that is tokenized.
+        chat_template: how a conversation does, where the model is made for conversations.
         json_answers: answers are JSON objects, so a result carries them parsed as well.
         security_floor: lowest version that is still safe; stated here, acted on where versions are replaced.
         rules: files of rules that a device follows while it serves this package.
@@ -161,6 +178,7 @@ class Manifest(FileModel):
     max_answer_tokens: Annotated[int, Field(ge=0, le=1_048_576)] = 0
     stop_tokens: Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(max_length=16)] = ()
     prompt: PromptForm = PromptForm()
+    chat_template: ChatTemplateSpec | None = None
     json_answers: bool = False
     golden: FileName | None = None
     rules: Annotated[tuple[FileName, ...], Field(max_length=MAX_RULE_FILES)] = ()
@@ -175,7 +193,7 @@ class Manifest(FileModel):
     @model_validator(mode="after")
     def _names_only_its_files(self) -> Self:
         named = [graph.file for graph in self.graphs]
-        named += [spec.file for spec in (self.tokenizer,) if spec is not None]
+        named += [spec.file for spec in (self.tokenizer, self.chat_template) if spec is not None]
         named += [name for name in (self.golden, *(item.file for item in self.licenses)) if name is not None]
         named += self.rules
         missing = sorted(set(named) - self.files.keys())
@@ -203,6 +221,11 @@ class Manifest(FileModel):
             raise ValueError(
                 "golden prompts go with task 'generate'; the proof of a graph is golden elsewhere"
             )
+        if self.chat_template is not None:
+            if not is_generative:
+                raise ValueError("a chat template goes with task 'generate'")
+            if self.prompt.prefix or self.prompt.suffix:
+                raise ValueError("chat_template and prompt contradict each other: a prompt has one form")
         if self.tokenizer is None:
             return
         if self.task == "tensor":

@@ -365,8 +365,16 @@ class AgentSettings(FileModel):
         return self
 
     def given(self) -> dict[str, Any]:
-        """What was set, as ``agent.yaml`` has it."""
-        return self.model_dump(mode="json", exclude_unset=True, exclude_none=True)
+        """What was set, as ``agent.yaml`` has it.
+
+        A limit of the gate that is ``None`` is said as well: it is not judged, while one left out has its default.
+        """
+        said = self.model_dump(mode="json", exclude_unset=True, exclude_none=True)
+        if self.updates is not None and "gate" in self.updates.policy.model_fields_set:
+            gate = self.updates.policy.gate
+            unjudged = {name: None for name in gate.model_fields_set if getattr(gate, name) is None}
+            said["updates"]["policy"]["gate"] |= unjudged
+        return said
 
 
 class ServiceLimits(FileModel):

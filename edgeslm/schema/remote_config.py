@@ -31,6 +31,8 @@ SETTABLE: Final[dict[str, frozenset[str] | None]] = {
     "limits": None,
     "metrics": None,
     "budget": None,
+    "prefixes": None,
+    "sessions": None,
     "threads": None,
     "pool": None,
     "power": frozenset({"sample_hz", "hwmon", "plug", "disabled"}),

@@ -7,9 +7,12 @@ too fast or too large.
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 from edgeslm.errors import BadRequestError, ConstraintMissingError, TooLargeError
+from edgeslm.runtime.conversation import Turn, fit
 from edgeslm.runtime.generation import Generation, OnText, ShouldStop
 from edgeslm.runtime.model import Answer
 from edgeslm.runtime.outcome import Outcome
@@ -75,6 +78,10 @@ class EchoModel:
         """Say that so many are used; nothing becomes faster."""
         self.threads = threads
 
+    def set_aside(self) -> AbstractContextManager[None]:
+        """Answer another prompt between two words of one; nothing has to be kept."""
+        return nullcontext()
+
     def count_tokens(self, prompt: str) -> int:
         """Words of `prompt`.
 
@@ -99,12 +106,13 @@ class EchoModel:
         *,
         on_text: OnText | None = None,
         should_stop: ShouldStop | None = None,
+        turns: Sequence[Turn] = (),
     ) -> Answer:
-        """Say the words of `prompt` back.
+        """Say the words of `prompt` back; each word of it and of `turns` is a token of the prompt.
 
         Raises:
             BadRequestError: it has no words.
-            TooLargeError: it has more than 100.
+            ContextOverflowError: it has more than 100, with those of `turns`, and ``overflow`` wants it refused.
             ConstraintMissingError: the answer shall have a form, which words said back have not.
         """
         if options.answer_form is not None:
@@ -112,10 +120,21 @@ class EchoModel:
                 f"option '{options.answer_form}' is not supported by a simulated model",
                 kind=options.answer_form,
             )
-        words = _words(prompt)
+        overflow = options.overflow or "error"
+        fitted = fit(_WordRenderer(), turns, prompt, limit=MAX_WORDS, room=MAX_WORDS, overflow=overflow)
+        words = fitted.prompt.split()
         started = time.perf_counter()
         said: list[str] = []
-        reason: FinishReason | None = should_stop() if should_stop is not None else None
+        asked_s = 0.0
+
+        def ask() -> FinishReason | None:
+            nonlocal asked_s
+            began_s = time.perf_counter()
+            found = None if should_stop is None else should_stop()
+            asked_s += time.perf_counter() - began_s
+            return found
+
+        reason = ask()
         for word in words:
             if reason is not None:
                 break
@@ -125,23 +144,40 @@ class EchoModel:
                 on_text(said[-1])
             if options.max_tokens is not None and len(said) >= options.max_tokens:
                 reason = "length"
-            elif should_stop is not None:
-                reason = should_stop()
+            else:
+                reason = ask()
         self.answered.append(prompt)
         total_s = time.perf_counter() - started
-        return Answer(
-            Generation(
-                text="".join(said),
-                token_ids=tuple(range(len(said))),
-                prompt_tokens=len(words),
-                finish_reason=reason or "stop",
-                prefill_s=0.0,
-                first_token_s=self.token_s if said else None,
-                decode_s=total_s,
-                total_s=total_s,
-            ),
-            None,
+        generation = Generation(
+            text="".join(said),
+            token_ids=tuple(range(len(said))),
+            prompt_tokens=len(fitted.token_ids),
+            finish_reason=reason or "stop",
+            prefill_s=0.0,
+            first_token_s=self.token_s if said else None,
+            decode_s=total_s - asked_s,
+            total_s=total_s,
         )
+        turn = None if options.session is None else _WordRenderer().turn(fitted.prompt, generation)
+        return Answer(generation, None, turn, fitted.dropped_turns, fitted.dropped_chars)
+
+
+class _WordRenderer:
+    """`Renderer` that counts words."""
+
+    max_chars = 64 * MAX_WORDS
+
+    def clean(self, prompt: str) -> str:
+        if not prompt.split():
+            raise BadRequestError("empty prompt")
+        return prompt
+
+    def render(self, turns: Sequence[Turn], prompt: str) -> list[int]:
+        said = [text for turn in turns for text in (turn.prompt, turn.answer)]
+        return list(range(len(" ".join([*said, prompt]).split())))
+
+    def turn(self, prompt: str, generation: Generation) -> Turn:
+        return Turn(prompt, generation.text)
 
 
 def _words(prompt: str) -> list[str]:

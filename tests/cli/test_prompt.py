@@ -108,6 +108,42 @@ def test_a_pool_and_a_device_exclude_each_other(world: World) -> None:
     assert done.exit_code == 2
 
 
+def receipts(text: str) -> list[dict[str, object]]:
+    return [json.loads(line)["receipt"] for line in text.splitlines()]
+
+
+def test_a_session_goes_on_from_one_call_to_the_next(world: World) -> None:
+    for _ in range(2):
+        done = world.ask("--device", DEVICE, "--session", "tea", "--json", "hello there")
+    assert receipts(done.stdout)[0]["session_turns"] == 1
+    assert json.loads(world.body("prompt"))["options"]["session"] == "tea"
+
+
+def test_each_line_of_a_batch_is_a_turn(world: World, tmp_path: Path) -> None:
+    done = world.ask("--device", DEVICE, "--session", "lines", "--batch", "--json", "one\ntwo\nthree")
+    assert [receipt["session_turns"] for receipt in receipts(done.stdout)] == [0, 1, 2]
+
+
+def test_what_is_too_long_is_an_error_or_slides(world: World) -> None:
+    long = "word " * 120
+    done = world.ask("--device", DEVICE, long)
+    assert done.exit_code == 1
+    assert "too_large: prompt of 120 tokens, the model takes 100" in done.stderr
+    done = world.ask("--device", DEVICE, "--overflow", "slide", "--json", long)
+    assert receipts(done.stdout)[0]["dropped_chars"] == 100
+
+
+def test_an_option_that_nobody_sets_does_not_cross_the_wire(world: World) -> None:
+    world.ask("--device", DEVICE, "hello")
+    assert not {"session", "overflow"} & json.loads(world.body("prompt"))["options"].keys()
+
+
+def test_a_session_does_not_go_with_a_pool(world: World) -> None:
+    done = world.ask("--pool", "echo", "--session", "tea", "hello")
+    assert done.exit_code == 2
+    assert "exclude each other" in done.stderr
+
+
 def test_a_pool_is_asked(world: World) -> None:
     done = world.ask("--pool", "echo", "--gzip", "hello")
     assert (done.exit_code, done.stdout) == (0, "hello\n")

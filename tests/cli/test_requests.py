@@ -6,7 +6,7 @@ import pytest
 from click.testing import CliRunner
 
 from edgeslm.cli.model import run
-from edgeslm.cli.requests import parse_options
+from edgeslm.cli.requests import parse_options, read_asked
 from edgeslm.errors import UsageError
 from edgeslm.schema.message import Options
 
@@ -83,3 +83,36 @@ def test_a_form_that_cannot_be_followed_is_an_error_of_the_prompt():
     done = CliRunner().invoke(run, ["home-command", COMMAND, "--regex", "(a"])
     assert done.exit_code == 1
     assert "bad_request: the regular expression cannot be followed" in done.stderr
+
+
+def test_lines_that_go_together_are_one_request_with_one_receipt():
+    lines = f"{COMMAND}\n\na <sep> b\nturn off the lamp\n"
+    found = CliRunner().invoke(run, ["home-command", "--batch", "--together", "--json"], input=lines)
+    assert found.exit_code == 1, found.stderr
+    (result,) = [json.loads(line) for line in found.stdout.splitlines()]
+    assert [output.get("json", {}).get("intent") for output in result["outputs"]] == [
+        "HassLightSet",
+        None,
+        "HassTurnOff",
+    ]
+    assert result["outputs"][1]["error"]["code"] == "bad_request"
+    plain = CliRunner().invoke(run, ["home-command", "--batch", "--together"], input=lines)
+    assert len(plain.stdout.splitlines()) == 2
+    assert "input 2: bad_request" in plain.stderr
+
+
+def test_many_lines_are_as_many_requests_as_they_need():
+    asked = list(read_asked("\n".join(["a"] * 130), batch=True, together=True, task=None, tensor_file=None))
+    assert [len(fields["inputs"]) for fields in asked] == [64, 64, 2]
+    long = "\n".join(["ü" * 20_000] * 12)
+    asked = list(read_asked(long, batch=True, together=True, task="embed", tensor_file=None))
+    assert [len(fields["inputs"]) for fields in asked] == [4, 4, 4]
+    with pytest.raises(UsageError, match="--together goes with --batch"):
+        list(read_asked("a", batch=False, together=True, task=None, tensor_file=None))
+
+
+def test_a_list_of_arrays_is_a_batch(tmp_path):
+    path = tmp_path / "windows.json"
+    path.write_text('[{"x": [1]}, {"x": [2]}]')
+    (fields,) = read_asked(None, batch=False, together=False, task=None, tensor_file=path)
+    assert fields == {"task": "tensor", "inputs": [{"x": [1]}, {"x": [2]}]}

@@ -20,6 +20,8 @@ from edgeslm.schema.config import (
     HomeAssistantConfig,
     LimitsConfig,
     MetricsConfig,
+    PrefixesConfig,
+    SessionsConfig,
     UpdatesConfig,
 )
 from edgeslm.schema.delivery import DeliveryPolicy
@@ -45,6 +47,8 @@ SECTIONS = {
     "broker": BrokerConfig,
     "limits": LimitsConfig,
     "power": MetersConfig,
+    "prefixes": PrefixesConfig,
+    "sessions": SessionsConfig,
     "metrics": MetricsConfig,
     "updates": UpdatesConfig,
     "homeassistant": HomeAssistantConfig,

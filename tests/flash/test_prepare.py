@@ -31,8 +31,10 @@ from edgeslm.errors import (
     PrepareError,
     TreeFullError,
 )
+from edgeslm.flash.bytecode import compiler_of
 from edgeslm.flash.image.bmap import read_bmap
 from edgeslm.flash.image.image import open_image
+from edgeslm.flash.image.tools import find_tool
 from edgeslm.flash.payload import layout
 from edgeslm.flash.payload.manifest import InstalledPayload
 from edgeslm.flash.prepare import (
@@ -116,6 +118,36 @@ def nothing_is_left(out: Path) -> None:
 
 def digest(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def to_replay(image: Path, work: Path, path: str, content: bytes) -> None:
+    """Leave in the journal of an image's root that the first block of a file holds something else."""
+    alone, said, script = work / "alone", work / "said", work / "script"
+    with image.open("rb") as disk:
+        disk.seek(ROOT_AT)
+        alone.write_bytes(disk.read(disk_root_bytes(image)))
+
+    def debugfs(*words: str | Path) -> str:
+        return subprocess.run(
+            [find_tool("debugfs"), *words, alone], check=True, capture_output=True, text=True
+        ).stdout
+
+    block_bytes = int(debugfs("-R", "stats").partition("Block size:")[2].split()[0])
+    said.write_bytes(content.ljust(block_bytes, b"\n"))
+    block = debugfs("-R", f"blocks {path}").split()[0]
+    script.write_text(f"jo\njw -b {block} {said}\njc\n")
+    debugfs("-w", "-f", script)
+    with image.open("r+b") as disk:
+        disk.seek(ROOT_AT)
+        disk.write(alone.read_bytes())
+    for each in (alone, said, script):
+        each.unlink()
+
+
+def disk_root_bytes(image: Path) -> int:
+    with open_image(image) as opened:
+        assert opened.root_partition.start_bytes == ROOT_AT
+        return opened.root_partition.size_bytes
 
 
 class TestAPreparedImage:
@@ -262,6 +294,37 @@ class TestAPreparedImage:
         made = prepare(make(image=packed, sha256=digest(packed))).record
         assert made.source.form == form
         assert (made.source.sha256, made.source.raw_sha256) == (digest(packed), digest(stock))
+
+    @pytest.mark.parametrize("dry_run", [True, False])
+    def test_is_made_of_a_system_that_lost_its_power(
+        self, make: Make, stock: Path, tmp_path: Path, dry_run: bool
+    ):
+        dirty = tmp_path / "dirty.img"
+        shutil.copyfile(stock, dirty)
+        # What it is called by now is in its journal alone.
+        to_replay(dirty, tmp_path, "/etc/os-release", b'ID=debian\nVERSION_ID="13"\nNAME="Replayed"\n')
+        before = digest(dirty)
+        made = prepare(make(image=dirty), dry_run=dry_run).record
+        assert made.system.name == "Replayed"
+        assert digest(dirty) == before
+        if not dry_run:
+            assert b"Replayed" in inside(make().out, "/etc/os-release")
+            with open_image(make().out) as image:
+                image.check()
+
+    def test_comes_with_its_modules_compiled_where_there_is_such_a_python(self, make: Make, tmp_path: Path):
+        made = prepare(make())
+        version = made.record.system.python
+        with open_image(make().out) as image:
+            versions = f"{layout.VERSIONS}/{image.root.names(layout.VERSIONS)[0]}"
+            names = image.root.names(f"{versions}/lib/python{version}/site-packages/edgeslm/agent")
+        assert ("__pycache__" in names) is (compiler_of(version) is not None)
+        assert any("compile" in remark for remark in made.remarks) is (compiler_of(version) is None)
+
+    def test_is_made_without_a_python_to_compile_with(self, make: Make, monkeypatch: pytest.MonkeyPatch):
+        monkeypatch.setattr("edgeslm.flash.prepare.work.compiler_of", lambda version: None)
+        (remark,) = prepare(make()).remarks
+        assert "no Python 3.13 is on this machine to compile the agent with" in remark
 
     def test_is_only_thought_of_in_a_dry_run(self, make: Make):
         request = make()

@@ -1,17 +1,20 @@
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import yaml
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import BaseModel
 
 from edgeslm.agent.rules.loading import load_rules
 from edgeslm.errors import ProfileError, ProfileSecretError
 from edgeslm.flash.profiles import (
     MAX_FILE_BYTES,
+    SAID,
     WHOLE,
     _merged,
     check_boards,
@@ -23,6 +26,8 @@ from edgeslm.flash.profiles import (
     rule_paths,
 )
 from edgeslm.schema.profile import Profile
+from edgeslm.schema.update import GatePolicy
+from edgeslm.yaml_lines import Location
 
 GOLDEN = sorted((Path(__file__).parents[1] / "golden" / "profile" / "invalid").glob("*.yaml"))
 SHIPPED = sorted(profile_names())
@@ -130,6 +135,38 @@ def test_null_takes_back_what_the_parent_said(tmp_path: Path) -> None:
     write(tmp_path, "mine", extends="low-power", cpu={"max_share": None, "max_mhz": 900}, hdmi=None)
     profile = load_profile(str(tmp_path / "mine.yaml")).profile
     assert (profile.cpu.max_share, profile.cpu.max_mhz, profile.hdmi) == (None, 900, None)
+
+
+def test_null_is_a_value_where_the_default_is_another_one(tmp_path: Path) -> None:
+    gate = {"speed": None, "memory": 0.2}
+    write(tmp_path, "parent", agent={"updates": {"policy": {"gate": gate}}})
+    write(tmp_path, "mine", extends="parent", agent={"threads": None})
+    found = load_profile(str(tmp_path / "mine.yaml"))
+    updates = found.profile.agent.updates
+    assert updates is not None
+    assert (updates.policy.gate.speed, updates.policy.gate.memory) == (None, 0.2)
+    assert updates.policy.gate.energy == GatePolicy().energy
+    assert found.profile.agent.given() == {"updates": {"policy": {"gate": gate}}}
+    assert found.values()["agent.updates.policy.gate.speed"][1].startswith(str(tmp_path / "parent.yaml"))
+
+
+def test_it_is_known_wherever_null_is_not_the_default() -> None:
+    assert set(_spoken_nulls(Profile, ())) == SAID
+
+
+def _spoken_nulls(model: type[BaseModel], at: Location) -> Iterator[Location]:
+    for name, field in model.model_fields.items():
+        if type(None) in get_args(field.annotation) and field.default is not None:
+            yield (*at, name)
+        for inner in _models(field.annotation):
+            yield from _spoken_nulls(inner, (*at, name))
+
+
+def _models(kind: object) -> Iterator[type[BaseModel]]:
+    if isinstance(kind, type) and issubclass(kind, BaseModel):
+        yield kind
+    for part in get_args(kind):
+        yield from _models(part)
 
 
 def test_every_value_is_told_with_the_line_that_said_it(tmp_path: Path) -> None:

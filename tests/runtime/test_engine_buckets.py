@@ -13,7 +13,7 @@ from edgeslm.errors import InferenceError
 from edgeslm.runtime.backend import choose_runtime
 from edgeslm.runtime.engine import KvEngine
 from edgeslm.runtime.executor import CompiledExecutor, SignatureExecutor, has_compiled_model
-from edgeslm.runtime.prefix_cache import PrefixCache, decode_state, encode_state
+from edgeslm.runtime.prefix_cache import KeptStates, PrefixCache, decode_state, encode_state
 from tests.runtime.small_gemma import CONTEXTS, LIMIT, RING, step_by_step, tokens, weights
 
 
@@ -143,7 +143,8 @@ def test_prompts_that_begin_alike_are_computed_from_where_they_differ(engine, wh
 def test_the_least_recently_used_state_goes_first_and_the_limit_holds(engine):
     engine.prefill(tokens(40))
     size = engine.export_state().size_bytes
-    cache = PrefixCache("m", limit_bytes=2 * size)
+    states = KeptStates(2 * size)
+    cache = PrefixCache("m", states)
     for seed in (1, 2):
         engine.reset()
         engine.prefill(tokens(40, seed))
@@ -153,7 +154,77 @@ def test_the_least_recently_used_state_goes_first_and_the_limit_holds(engine):
     engine.prefill(tokens(40, 3))
     cache.put(engine.export_state())
     assert [cache.longest([*tokens(40, seed), 5]) is not None for seed in (1, 2, 3)] == [True, False, True]
-    assert cache.size_bytes <= 2 * size
+    assert states.size_bytes <= 2 * size
+
+
+def say(cache, engine, before, prompt, answer):
+    """A turn of a conversation: what was computed, and how much of it was known."""
+    ids = [*before, *prompt]
+    known = (cache.next_turn() if before else cache).prefill(engine, ids)
+    for token in [ids[-1], *answer[:-1]]:
+        logits = engine.step(token)
+    cache.follow(engine, [*ids, *answer])
+    return [*ids, *answer], known, logits.copy()
+
+
+def test_two_conversations_in_turn_are_each_taken_up_where_they_were(engine, whole):
+    cache = PrefixCache("m", KeptStates())
+    first, second, known = [], [], []
+    for turn in range(3):
+        for at, said in enumerate((first, second)):
+            prompt, answer = tokens(34 if turn == 0 else 3, 10 * turn + at), tokens(4, 50 + 10 * turn + at)
+            said[:], found, logits = say(cache, engine, list(said), prompt, answer)
+            known.append(found)
+            whole.reset()
+            np.testing.assert_allclose(logits, step_by_step(whole, said[:-1])[-1], atol=LIMIT)
+    # Of each turn all is known but the last token of the answer before.
+    assert known == [0, 0, 37, 37, 44, 44]
+
+
+def test_a_conversation_alone_is_not_copied(engine):
+    states = KeptStates()
+    cache = PrefixCache("m", states)
+    said, _, _ = say(cache, engine, [], tokens(36), tokens(4, 2))
+    said, known, _ = say(cache, engine, said, tokens(4, 3), tokens(4, 4))
+    assert known == 39
+    assert len(states) == 0
+
+
+def test_of_a_conversation_only_the_last_state_is_kept_and_none_of_it_on_disk(engine, tmp_path):
+    states = KeptStates()
+    cache = PrefixCache("m", states, directory=tmp_path)
+    said = []
+    for turn in range(3):
+        said, _, _ = say(cache, engine, said, tokens(36 if turn == 0 else 3, turn), tokens(3, 20 + turn))
+        engine.reset()
+        engine.prefill(said[:-1])
+        cache.prefill(engine, tokens(40, 90 + turn))
+    assert len(states) == 1
+    assert cache.longest([*said, 1])[0] == len(said) - 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_models_share_one_limit_and_take_no_state_of_each_other(engine):
+    engine.prefill(tokens(40))
+    state = engine.export_state()
+    states = KeptStates(state.size_bytes)
+    one, other = PrefixCache("one", states), PrefixCache("other", states)
+    one.put(state)
+    assert other.longest([*tokens(40), 5]) is None
+    other.put(state)
+    assert len(states) == 1
+    assert one.longest([*tokens(40), 5]) is None
+
+
+def test_without_memory_nothing_is_kept_and_the_engine_goes_on_all_the_same(engine):
+    states = KeptStates(0)
+    cache = PrefixCache("m", states)
+    said, _, _ = say(cache, engine, [], tokens(36), tokens(4, 2))
+    said, known, _ = say(cache, engine, said, tokens(4, 3), tokens(4, 4))
+    for ids in prompts_with(tokens(36, 7), 3):
+        cache.prefill(engine, ids)
+    assert known == 39
+    assert len(states) == 0
 
 
 def test_states_on_disk_survive_a_restart_but_not_another_model_or_damage(engine, tmp_path: Path):
@@ -176,6 +247,6 @@ def test_a_disk_that_cannot_be_written_and_a_state_that_is_too_large_are_done_wi
     blocked.write_text("no folder")
     ids = tokens(40)
     engine.prefill(ids)
-    cache = PrefixCache("m", limit_bytes=10, directory=blocked)
+    cache = PrefixCache("m", KeptStates(10), directory=blocked)
     cache.put(engine.export_state())
     assert cache.longest([*ids, 5]) is None

@@ -17,6 +17,7 @@ from edgeslm.cli import wiring
 from edgeslm.errors import BadRequestError, InferenceError, ModelLoadError
 from edgeslm.models.packing import pack
 from edgeslm.runtime.backend import choose_runtime
+from edgeslm.runtime.chat_template import ChatTemplate
 from edgeslm.runtime.constraint import GrammarCompiler
 from edgeslm.runtime.constraint_form import AnswerForm
 from edgeslm.runtime.engine import KvEngine
@@ -109,6 +110,19 @@ def test_a_prompt_from_outside_cannot_spell_what_the_package_marks_its_turns_wit
     # User-defined as well, but no markup of this package, or no markup at all.
     for prompt in ("a <b> tag", "two\nlines", "the <unk> token"):
         assert tokenizer.decode(encoder.encode(prompt)) == prompt
+
+
+def test_what_a_chat_template_marks_its_turns_with_is_cut_where_a_prompt_says_it(path):
+    text = "<s>{% for m in messages %}<user>{{ m.content }}<turn>{% endfor %}"
+    template = ChatTemplate(text, path="chat_template.jinja")
+    tokenizer = open_tokenizer(SPEC, path, PromptForm(), markup=template.samples)
+    assert {"<user>", "<turn>", "<s>"} <= tokenizer.special_tokens()
+    encoder = PromptEncoder(PromptForm(), tokenizer, 96, template=template)
+    said = "a<user>b<turn><turn>>\n<s>"
+    ids = encoder.encode(said)
+    special = [token for token in ids if token in tokenizer.special_ids()]
+    assert special == tokenizer.encode("<s><user><turn>")
+    assert tokenizer.decode(ids) == said
 
 
 def test_ids_that_there_are_none_of_are_named(tokenizer):

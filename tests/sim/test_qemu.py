@@ -60,7 +60,7 @@ def value(words: list[str], flag: str) -> str:
 
 def test_the_command_line_is_the_images_and_then_ones_own(boot_files: Path) -> None:
     words = line(boot_files, Emulation(append="quiet panic=1"))
-    assert value(words, "-append") == "console=ttyAMA0 root=LABEL=rootfs quiet panic=1"
+    assert value(words, "-append") == "console=ttyAMA0 root=LABEL=rootfs mitigations=off nokaslr quiet panic=1"
 
 
 def test_the_boards_cache_is_one_that_loses_what_was_not_flushed_by_its_system(boot_files: Path) -> None:

@@ -21,8 +21,8 @@ import logging
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Final
 
@@ -31,6 +31,7 @@ from edgeslm.agent.update.change import Change, Failed, Fault
 from edgeslm.agent.update.journal import UpdateJournal
 from edgeslm.agent.update.machine import step
 from edgeslm.errors import JournalError
+from edgeslm.runtime.conversation import Turn
 from edgeslm.runtime.generation import OnText, ShouldStop
 from edgeslm.runtime.model import Answer
 from edgeslm.runtime.outcome import Outcome
@@ -169,6 +170,10 @@ class WatchedModel:
         """See ``Model``."""
         self._model.set_threads(threads)
 
+    def set_aside(self) -> AbstractContextManager[None]:
+        """See ``Model``."""
+        return self._model.set_aside()
+
     @property
     def tasks(self) -> tuple[Task, ...]:
         """See ``Model``."""
@@ -195,10 +200,11 @@ class WatchedModel:
         *,
         on_text: OnText | None = None,
         should_stop: ShouldStop | None = None,
+        turns: Sequence[Turn] = (),
     ) -> Answer:
         """See ``Model``."""
         with self._watched(should_stop) as asked:
-            return self._model.answer(prompt, options, on_text=on_text, should_stop=asked)
+            return self._model.answer(prompt, options, on_text=on_text, should_stop=asked, turns=turns)
 
     @contextmanager
     def _watched(self, should_stop: ShouldStop | None) -> Iterator[ShouldStop]:

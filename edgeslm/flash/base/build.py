@@ -19,12 +19,13 @@ from pathlib import Path
 
 from edgeslm.errors import BaseImageError
 from edgeslm.files import PARTIAL, locked, sync_directory
-from edgeslm.flash.base.bytecode import Compiler, find_compiler
+from edgeslm.flash.base.bytecode import find_compiler
 from edgeslm.flash.base.fetch import KEYRING, PackageFile, PackageSource, Told, sources
 from edgeslm.flash.base.initrd import make_initrd, with_needed
 from edgeslm.flash.base.recipe import BOOT_LABEL, INITRD, KERNEL, ROOT_LABEL, SUITE, Recipe
 from edgeslm.flash.base.root import RootFiles, module_aliases, module_reader, write_root
 from edgeslm.flash.base.table import TAIL_BYTES, Span, table_bytes
+from edgeslm.flash.bytecode import Compiler
 from edgeslm.flash.image.sparse import copy_sparse
 from edgeslm.flash.image.tools import run_tool
 

@@ -16,12 +16,13 @@ from pathlib import Path
 
 from edgeslm.errors import PackageFileError, ToolMissingError
 from edgeslm.flash.base import books
-from edgeslm.flash.base.bytecode import Compiler, compiled, is_source
+from edgeslm.flash.base.bytecode import compiled, is_source
 from edgeslm.flash.base.deb import opened_data, read_control
 from edgeslm.flash.base.fetch import INITRD_PROVIDER, PackageFile, Told
 from edgeslm.flash.base.initrd import is_module
 from edgeslm.flash.base.recipe import Recipe
 from edgeslm.flash.base.settings import is_kept, is_read, system_entries
+from edgeslm.flash.bytecode import Compiler
 from edgeslm.flash.image.tools import find_tool, run_tool
 from edgeslm.flash.tree import Entry
 

@@ -12,6 +12,7 @@ Source: debugfs(8); its words are split by ss_parse of libss, where a quote with
 
 from __future__ import annotations
 
+import os
 import posixpath
 import stat
 import tempfile
@@ -24,6 +25,7 @@ from edgeslm.errors import ToolFailedError, TreeError, TreeFullError
 from edgeslm.files import PARTIAL
 from edgeslm.flash.image.ext4_reader import Ext4Reader, Inode
 from edgeslm.flash.image.plan import Plan, plan_writes
+from edgeslm.flash.image.sparse import copy_part
 from edgeslm.flash.image.staging import Staged, digest_of, encoded, size_of, stage
 from edgeslm.flash.image.tools import find_tool, run_tool
 from edgeslm.flash.image.window import Window
@@ -149,6 +151,11 @@ class Ext4Tree:
         """How many files, directories and links can still be made."""
         return self._reader.superblock.free_inodes
 
+    @property
+    def needs_repair(self) -> bool:
+        """Whether it says things that are not so until :meth:`make_ready` was called."""
+        return self._reader.superblock.needs_repair
+
     def make_ready(self) -> None:
         """Replay the journal and mend what can be mended without a question, where the file system asks for it.
 
@@ -160,7 +167,12 @@ class Ext4Tree:
         if not self._reader.superblock.needs_repair:
             return
         try:
-            run_tool(["e2fsck", "-fp", self.device], time_s=self.time_s, good=(0, 1))
+            if self._reader.superblock.needs_replay:
+                self._mend_apart()
+            else:
+                run_tool(["e2fsck", "-fp", self.device], time_s=self.time_s, good=(0, 1))
+        except OSError as error:
+            raise self._error("mend", "/", error.strerror or str(error)) from error
         except ToolFailedError as error:
             raise self._error("mend", "/", str(error)) from error
         self._look_again()
@@ -182,6 +194,26 @@ class Ext4Tree:
         return f"{self.window.path.absolute()}?offset={self.window.start_bytes}"
 
     # --- pieces -------------------------------------------------------------------------------------------------
+
+    def _mend_apart(self) -> None:
+        """Mend a copy, and put that in its place: e2fsck replays no journal of a file system within a file.
+
+        Raises:
+            ToolFailedError: e2fsck cannot mend it without a question; nothing was changed.
+            OSError: there is no room for the copy, or it cannot be read or written.
+        """
+        window = self.window
+        with self._staging() as directory:
+            copy = Path(directory) / "root"
+            with copy.open("xb") as stream:
+                size = window.size_bytes
+                copy_part(window.descriptor, stream.fileno(), start=window.start_bytes, size=size)
+                stream.truncate(size)
+            run_tool(["e2fsck", "-fp", str(copy)], time_s=self.time_s, good=(0, 1))
+            # What holds data in the image does in the copy as well, so that all of it is written over.
+            with copy.open("rb") as stream, window.path.open("r+b") as image:
+                copy_part(stream.fileno(), image.fileno(), start=0, size=size, to=window.start_bytes)
+                os.fsync(image.fileno())
 
     def _look_again(self) -> None:
         self._reader = Ext4Reader(self.window)

@@ -35,7 +35,8 @@ class Superblock:
         written_s: Unix time when it was last written.
         has_checksums: its groups may say that their bitmaps were never written.
         has_quotas: it counts what users take.
-        needs_repair: its journal has to be replayed, or it was not unmounted, or an error was found in it.
+        needs_replay: its journal holds changes that are not in it yet.
+        needs_repair: that, or it was not unmounted, or an error was found in it.
     """
 
     block_bytes: int
@@ -54,6 +55,7 @@ class Superblock:
     has_checksums: bool
     has_quotas: bool
     written_s: int
+    needs_replay: bool
     needs_repair: bool
 
 
@@ -119,6 +121,7 @@ def read_superblock(window: Window) -> Superblock:
         has_checksums=bool(read_only & (_GDT_CSUM | _METADATA_CSUM)),
         has_quotas=bool(read_only & (_QUOTA | _PROJECT_QUOTA)),
         written_s=written,
+        needs_replay=bool(incompatible & _RECOVER),
         needs_repair=bool(
             incompatible & _RECOVER or read_only & _ORPHAN_PRESENT or orphan or state & 3 != _CLEAN
         ),

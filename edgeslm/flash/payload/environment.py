@@ -11,8 +11,9 @@ What always holds:
 * A wheel is hostile: what would lie outside of the environment, in place of a part of it, or in place of another
   wheel's file is refused by its name, and so is more than the archive says that it unpacks to.
 
-Left to others: whether the archive may run on the board (:func:`edgeslm.schema.agent_release.system_misfit`), and the
-tree that takes the entries. Nothing is compiled: the agent owns the environment, and Python keeps what it compiled.
+Left to others: whether the archive may run on the board (:func:`edgeslm.schema.agent_release.system_misfit`), compiling
+it (:mod:`edgeslm.flash.payload.bytecode`), and the tree that takes the entries. Where nobody compiles, the board does:
+the agent owns the environment, and Python keeps what it compiled.
 """
 
 from __future__ import annotations
@@ -36,6 +37,7 @@ from typing import TYPE_CHECKING, BinaryIO, cast
 from edgeslm import codec
 from edgeslm.errors import AgentArchiveError
 from edgeslm.flash.payload import layout
+from edgeslm.flash.payload.bytecode import Compiling, with_bytecode
 from edgeslm.flash.tree import Entry, is_plain
 from edgeslm.schema.agent_release import (
     AGENT_MARKER,
@@ -99,16 +101,20 @@ class Environment:
     size_bytes: int
 
 
-def make_environment(archive: Path, python: BoardPython, directory: Path) -> Environment:
+def make_environment(
+    archive: Path, python: BoardPython, directory: Path, compiling: Compiling | None = None
+) -> Environment:
     """Lay out the environment of an archive.
 
     Args:
         archive: of the agent.
         python: of the board.
         directory: an empty one of ours, which keeps the bytes of the entries as long as they are wanted.
+        compiling: compiles its modules; ``None`` leaves that to the board.
 
     Raises:
         AgentArchiveError: it is no archive, or one of its wheels cannot be installed.
+        ToolFailedError: who compiles did not do it.
         OSError: `directory` cannot be written.
     """
     with tempfile.TemporaryDirectory(prefix=".wheels-", dir=directory) as wheels:
@@ -121,7 +127,10 @@ def make_environment(archive: Path, python: BoardPython, directory: Path) -> Env
     launcher = destination.content(_LAUNCHER_IN_WHEEL)
     where = f"{layout.VERSIONS}/{name}"
     marker = codec.encode(InstalledAgent(version=manifest.version, sha256=found.sha256))
-    inside = [*destination.entries(), *_frame(python, where)]
+    files = list(destination.entries())
+    if compiling is not None:
+        files += with_bytecode(files, compiling, directory, sha256=found.sha256)
+    inside = [*files, *_frame(python, where)]
     entries = [
         Entry(layout.AGENT_ROOT, "directory", mode=0o755),
         Entry(layout.VERSIONS, "directory", mode=0o755),
@@ -139,7 +148,7 @@ def make_environment(archive: Path, python: BoardPython, directory: Path) -> Env
         directory=where,
         entries=tuple(entries),
         launcher=launcher,
-        size_bytes=destination.size_bytes,
+        size_bytes=sum(entry.size_bytes for entry in files),
     )
 
 
@@ -205,7 +214,6 @@ class _Destination:
         }
         self._wheel = ""
         self._distribution = ""
-        self.size_bytes = 0
 
     def take(self, wheel: Path) -> None:
         """Unpack a wheel.
@@ -303,7 +311,6 @@ class _Destination:
         if before is not None and before.digest != kept.digest:
             raise self._fault(f"it would replace a file of {before.wheel}", path)
         self._files[place] = kept
-        self.size_bytes += size_bytes
         value = base64.urlsafe_b64encode(digest.digest()).rstrip(b"=").decode()
         return RecordEntry(path=path, hash_=Hash("sha256", value), size=size_bytes)
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from edgeslm import codec
 from edgeslm.errors import PrepareError
 from edgeslm.flash.payload import layout
+from edgeslm.flash.payload.bytecode import Compiling
 from edgeslm.flash.payload.claims import claim_entries
 from edgeslm.flash.payload.environment import BoardPython, Environment, make_environment
 from edgeslm.flash.payload.manifest import InstalledPayload, described
@@ -147,6 +148,7 @@ def build_payload(
     tell: Told = lambda _: None,
     *,
     laid_out: Environment | None = None,
+    compiling: Compiling | None = None,
 ) -> Payload:
     """Put together what goes onto a board.
 
@@ -155,12 +157,14 @@ def build_payload(
         directory: an empty one of ours, which keeps the bytes of the entries as long as they are wanted.
         tell: hears what is being done.
         laid_out: an environment that was laid out before; it is used where it is of that archive, for that Python.
+        compiling: compiles the environment's modules; ``None`` leaves that to the board.
 
     Raises:
         AgentArchiveError: the archive is none, or one of its wheels cannot be installed.
         PrepareError: the board cannot run it, or a model does not go with it.
         PackageError: a model is none.
         ConfigError: the settings or rules are wrong, or a secret cannot be read.
+        ToolFailedError: who compiles did not do it.
         OSError: `directory` cannot be written.
     """
     tell("checking the agent")
@@ -169,7 +173,7 @@ def build_payload(
     if laid_out is not None and (laid_out.sha256, laid_out.python) == (sha256, request.system.python):
         environment = laid_out
     else:
-        environment = make_environment(request.archive, request.system.python, directory)
+        environment = make_environment(request.archive, request.system.python, directory, compiling)
     tell("checking models and rules")
     models = choose_models(request.models or request.profile.models, _builtin(environment), DEFAULT_MODEL)
     settings = make_settings(

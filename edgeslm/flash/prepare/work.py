@@ -1,7 +1,8 @@
 """Makes a prepared image: unpacked beside its name, looked at, grown, written, read back and checked as a whole.
 
 What always holds: at its name lies a whole image or none; the same request gives the same bytes, whoever made it and
-when (what a password is hashed with is part of the request). No secret of the request is in the record.
+when (what a password is hashed with is part of the request; the Python of the board's version that this machine has, or
+has not, is part of it as well). No secret of the request is in the record.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from edgeslm.errors import EdgeslmError, PartitionError, PrepareError, TreeFullError
+from edgeslm.flash.bytecode import compiler_of
 from edgeslm.flash.fit import demand, fit
 from edgeslm.flash.fit_types import FitReport, FitRequest
 from edgeslm.flash.image.adding import add_ext4
@@ -21,6 +23,7 @@ from edgeslm.flash.image.image import Image, open_image
 from edgeslm.flash.image.source import MAX_IMAGE_BYTES, Unpacked, form_of, unpack
 from edgeslm.flash.image.tools import run_tool
 from edgeslm.flash.payload.agents import packed_agent
+from edgeslm.flash.payload.bytecode import Compiling
 from edgeslm.flash.payload.environment import BoardPython, Environment, make_environment
 from edgeslm.flash.payload.gathering import Target
 from edgeslm.flash.payload.read_only import STATE_LABEL, apart
@@ -114,6 +117,9 @@ class _Work:
         self._raw.chmod(_SECRET_MODE)
         self._say("looking at the image")
         with open_image(self._raw) as image:
+            if image.root.needs_repair:
+                self._say("replaying the journal of a system that was not shut down")
+                image.root.make_ready()
             decided = decide(image, request)
             payload = self._payload(decided, early.result())
             known = fit_request(
@@ -158,8 +164,14 @@ class _Work:
             if facts.python is not None and facts.python_path is not None:
                 place = self._payload_place.with_name("early")
                 place.mkdir()
-                return make_environment(request.archive, BoardPython(facts.python, facts.python_path), place)
+                python = BoardPython(facts.python, facts.python_path)
+                return make_environment(request.archive, python, place, self._compiling(python.version))
         return None
+
+    def _compiling(self, version: str) -> Compiling | None:
+        """Who compiles the agent for boards with a Python; ``None`` where this machine has no such one."""
+        compiler = compiler_of(version)
+        return None if compiler is None else Compiling(compiler, version, self._request.cache / "bytecode")
 
     def _payload(self, decided: Decided, early: Environment | None) -> Payload:
         request, system = self._request, decided.system
@@ -186,7 +198,13 @@ class _Work:
             rules=request.rules,
             settled=decided.settled,
         )
-        return build_payload(wanted, self._payload_place, self._say, laid_out=early)
+        compiling = self._compiling(system.python.version)
+        if compiling is None:
+            self._remarks.append(
+                f"no Python {system.python.version} is on this machine to compile the agent with: each board does it at"
+                " its first start, which takes a small one half a minute longer"
+            )
+        return build_payload(wanted, self._payload_place, self._say, laid_out=early, compiling=compiling)
 
     def _make_room(
         self, image: Image, root: tuple[Entry, ...], state: tuple[Entry, ...], known: FitRequest

@@ -114,6 +114,15 @@ def _sound(share: float | None) -> float | None:
 
 
 def _progress(change: ReportedChange) -> str:
+    """How far a device is, and what keeps it: nothing that changes with time alone, so that it is written seldom."""
+    text = change.state.replace("_", " ")
+    if change.state == "committed":
+        # It swaps first; how long it then serves without a crash before it counts is the device's own policy.
+        text = "committed, swapping" if change.swap_s is None else "committed, on probation"
+    if change.attempt > 1:
+        text += f", try {change.attempt}"
+    if change.fault is not None:
+        text += f" after {change.fault.cause}: {change.fault.detail}"
     if change.waits_for:
-        return f"{change.state}, waits for {change.waits_for}"[:_MAX_DETAIL_CHARS]
-    return str(change.state)
+        text += f", waits for {change.waits_for}"
+    return text[:_MAX_DETAIL_CHARS]

@@ -88,6 +88,12 @@ def show(session: Session, rollout_id: int, quarantined: Mapping[str, str]) -> R
             return f"rollout {around.blocked[member.device]}"
         return f"wave {member.wave + 1}" if member.wave > loaded.state.wave else None
 
+    def detail(member: Member) -> str:
+        why = quarantined.get(member.device)
+        if why is None or member.status not in {"waiting", "asked"}:
+            return member.detail
+        return "; ".join(part for part in (member.detail, f"in quarantine: {why}") if part)
+
     members = tuple(
         MemberView(
             device=member.device,
@@ -95,7 +101,7 @@ def show(session: Session, rollout_id: int, quarantined: Mapping[str, str]) -> R
             wave=member.wave + 1,
             status=member.status,
             cause=member.cause,
-            detail=member.detail,
+            detail=detail(member),
             waits_for=waits_for(member),
             base=bases.get(member.device),
             seq=member.seq,

@@ -9,7 +9,8 @@ import sys
 import pytest
 
 from edgeslm.errors import BaseImageError
-from edgeslm.flash.base.bytecode import Compiler, compiled, find_compiler, is_source
+from edgeslm.flash.base.bytecode import compiled, find_compiler, is_source
+from edgeslm.flash.bytecode import Compiler
 
 VERSION = f"{sys.version_info[0]}.{sys.version_info[1]}"
 PACKAGES = [f"libpython{VERSION}-minimal_{VERSION}.5-2_arm64.deb", "base-files_13_arm64.deb"]

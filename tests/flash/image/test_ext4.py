@@ -16,7 +16,7 @@ from edgeslm.errors import ToolMissingError, TreeError, TreeFullError
 from edgeslm.flash.image.ext4 import Ext4Tree
 from edgeslm.flash.image.tools import run_tool
 from edgeslm.flash.tree import Entry
-from tests.flash.image.conftest import MIB, STAMP_S, Workshop
+from tests.flash.image.conftest import DEBIAN, MIB, ROOT_AT, ROOT_MIB, STAMP_S, Workshop
 
 Tool = Callable[..., str]
 FORMS: dict[str, list[str]] = {
@@ -257,6 +257,51 @@ def test_a_file_system_that_was_not_unmounted_is_mended_before_it_is_changed(
     dirty.write([Entry("/file", content=b"x")])
     assert dirty.read("/file", max_bytes=1) == b"x"
     tool("e2fsck", "-fn", tree.window.path)
+
+
+def with_journal_to_replay(workshop: Workshop, tool: Tool) -> tuple[Path, int]:
+    """A disk whose root's journal says that /etc/hostname holds something else; its path, and where the root begins."""
+    path = workshop.disk(root={**DEBIAN, "etc/hostname": "old\n" * 1024}, options=["-b", "4096"])
+    device = f"{path}?offset={ROOT_AT}"
+    block = tool("debugfs", "-R", "blocks /etc/hostname", device).split()[-1]
+    said = workshop.directory / "said"
+    said.write_bytes(b"new\n" * 1024)
+    script = workshop.directory / "script"
+    script.write_text(f"jo\njw -b {block} {said}\njc\n")
+    alone = workshop.directory / "alone"
+    with path.open("rb") as disk:
+        disk.seek(ROOT_AT)
+        alone.write_bytes(disk.read(ROOT_MIB * MIB))
+    tool("debugfs", "-w", "-f", script, alone)
+    with path.open("r+b") as disk:
+        disk.seek(ROOT_AT)
+        disk.write(alone.read_bytes())
+    for each in (said, script, alone):
+        each.unlink()
+    return path, ROOT_AT
+
+
+def test_a_journal_is_replayed_before_anything_is_changed(workshop: Workshop, tool: Tool) -> None:
+    path, at = with_journal_to_replay(workshop, tool)
+    before = (sorted(workshop.directory.iterdir()), path.read_bytes()[:at])
+    tree = workshop.open(path).root
+    assert tree.read("/etc/hostname", max_bytes=4096).startswith(b"old")
+    tree.write([Entry("/file", content=b"x")])
+    assert tree.read("/etc/hostname", max_bytes=4096) == b"new\n" * 1024
+    assert tree.read("/file", max_bytes=1) == b"x"
+    tool("e2fsck", "-fn", tree.device)
+    assert (sorted(workshop.directory.iterdir()), path.read_bytes()[:at]) == before
+
+
+def test_a_journal_that_cannot_be_replayed_leaves_the_image_as_it_was(
+    workshop: Workshop, tool: Tool, patch: Callable[[Path, int, bytes], None]
+) -> None:
+    path, at = with_journal_to_replay(workshop, tool)
+    patch(path, at + 4096, b"\xff" * 64)
+    before = digest(path)
+    with pytest.raises(TreeError):
+        workshop.open(path).root.write([Entry("/file", content=b"x")])
+    assert digest(path) == before
 
 
 def test_a_file_system_that_cannot_be_mended_without_a_question_is_refused(

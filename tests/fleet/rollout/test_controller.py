@@ -295,6 +295,14 @@ def test_a_pin_has_a_reason_and_an_end(fleet: PaperFleet) -> None:
             operate.unpin(session, "d0000", actor="me", now=fleet.now)
 
 
+def test_a_device_that_is_waited_for_says_that_it_is_in_quarantine(fleet: PaperFleet) -> None:
+    fleet.quarantined = {"d0000": "negative watts"}
+    rollout_id = fleet.begin()
+    told = {one.device: one.detail for one in fleet.show(rollout_id).members}
+    assert told["d0000"] == "in quarantine: negative watts"
+    assert not any(text for name, text in told.items() if name != "d0000")
+
+
 def test_a_device_that_is_not_believed_is_updated_and_decides_nothing(fleet: PaperFleet) -> None:
     fleet.quarantined = {"d0000": "negative watts"}
     fleet.devices["d0000"].behaviours = {"1.1.0": "crash"}

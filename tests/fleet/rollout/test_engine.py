@@ -126,6 +126,24 @@ def test_only_what_was_done_under_this_assignment_counts(report: Seen, status: s
     assert [one.status for one in notes] == ([status] if status else [])
 
 
+@pytest.mark.parametrize(
+    ("report", "why"),
+    [
+        (change("fetching"), "fetching"),
+        (
+            change("fetching", attempt=2, fault=ReportedFault(cause="unreachable", detail="gateway is off")),
+            "fetching, try 2 after unreachable: gateway is off",
+        ),
+        (change("wait_window", waits_for="its hours"), "wait window, waits for its hours"),
+        (change("committed", settled=False), "committed, swapping"),
+        (change("committed", settled=False, swap_s=0.2), "committed, on probation"),
+    ],
+)
+def test_why_a_device_is_not_done_yet_is_told(report: ReportedChange, why: str) -> None:
+    found = decide(plan("100%"), state(member("a", status="asked")), {"a": seen(report)}, NOW)
+    assert [(one.status, one.detail) for one in found if isinstance(one, Note)] == [("asked", why)]
+
+
 def test_silence_past_the_deadline_is_a_failure_until_the_device_says_otherwise() -> None:
     asked = member("a", status="asked")
     assert decide(plan("100%"), state(asked), {}, LATER - timedelta(seconds=1)) == []
