@@ -9,7 +9,7 @@ ARGS ?=
 NODE_RED_VERSION := 4.1.15
 ASYNCAPI_PARSER_VERSION := 3.6.3
 PYSPARKPLUG_VERSION := 0.6.1
-NIGHTLY := tests/slow/test_boot.py tests/slow/test_boot_pi.py tests/slow/test_read_only_root.py
+LOADS_NO_MODEL := test_installation.py test_launcher.py test_joining.py operations rules home
 
 .PHONY: test-boot test-nightly docs-contract test-contract test-node-red test-sparkplug
 .PHONY: help demo example-smart-home test check model bench docs-cli test-slow test-service test-tflite test-mosquitto test-homeassistant clean distclean
@@ -33,20 +33,20 @@ check: $(VENV)/.dev  ## ruff, mypy strict, import contract
 	@$(BIN)/lint-imports
 
 test-slow: $(VENV)/.dev  ## Tests that need minutes
-	@$(BIN)/python -m pytest -m slow --timeout 1200 \
-	  $(addprefix --ignore ,$(NIGHTLY)) $(ARGS)
+	@$(BIN)/python -m pytest -m slow --timeout 1200 --ignore tests/slow/test_boot.py $(ARGS)
 
 test-boot: $(VENV)/.dev  ## A prepared image in QEMU: it joins, answers, is updated, and outlasts ten power cuts
 	@$(BIN)/python -m pytest -m slow tests/slow/test_boot.py $(ARGS)
 
-test-nightly: $(VENV)/.dev  ## Emulated boards, which take too long for each change
-	@$(BIN)/python -m pytest -m slow $(NIGHTLY) $(ARGS)
+test-nightly: $(VENV)/.dev  ## What takes too long for each change: more emulated boards, files above 4 GiB, every power cut
+	@$(BIN)/python -m pytest -m nightly $(ARGS)
 
 test-service: $(VENV)/.dev  ## The service under a real systemd, in namespaces of its own (root; else it is skipped)
 	@$(BIN)/python -m pytest -m slow --timeout 900 tests/slow/test_service.py tests/slow/test_install_arm64.py $(ARGS)
 
 test-tflite: .venv-tflite/.ready  ## The runtime and agent tests on tflite-runtime 2.14 (Python 3.11, numpy 1)
-	@EDGESLM_RUNTIME=tflite-runtime .venv-tflite/bin/python -m pytest tests/runtime tests/agent tests/models $(ARGS)
+	@EDGESLM_RUNTIME=tflite-runtime .venv-tflite/bin/python -m pytest -n auto --dist loadfile \
+	  tests/runtime tests/agent tests/models $(addprefix --ignore tests/agent/,$(LOADS_NO_MODEL)) $(ARGS)
 
 test-mosquitto: $(VENV)/.dev  ## The tests that use a real mosquitto (`make test` has them too where it is installed)
 	@command -v mosquitto >/dev/null || test -x /usr/sbin/mosquitto || \

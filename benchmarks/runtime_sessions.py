@@ -62,10 +62,10 @@ class Talk:
         self.say(f"{3 * self.rounds + 2} {self.first}")
         _, between = self.say(SECOND, [turn])
         self.model.engine.reset()
-        kept = self.model._prefixes  # noqa: SLF001 - nothing else turns it off
-        self.model._prefixes = PrefixCache("none of it")  # noqa: SLF001
+        kept = self.model._prefixes
+        self.model._prefixes = PrefixCache("none of it")
         _, anew = self.say(SECOND, [turn])
-        self.model._prefixes = kept  # noqa: SLF001
+        self.model._prefixes = kept
         return {"alone": alone, "between": between, "anew": anew}
 
 

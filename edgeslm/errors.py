@@ -104,6 +104,18 @@ class BadRequestError(RequestError):
     """The request is not of the form that the wire asks for."""
 
 
+class UnsupportedOptionError(BadRequestError):
+    """An option means something, and what computes this model cannot do it.
+
+    Attributes:
+        option: its name on the wire.
+    """
+
+    def __init__(self, message: str, *, option: str, hint: str | None = None) -> None:
+        super().__init__(message, hint=hint)
+        self.option = option
+
+
 class ConstraintError(BadRequestError):
     """The form that the answer shall have cannot be followed: it is wrong, too complex, or nothing has it.
 

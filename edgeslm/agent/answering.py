@@ -189,7 +189,7 @@ def _receipt(
         total_ms=round(queue_ms + generation.total_s * 1e3, 3),
         paused_ms=round(paused_s * 1e3, 3),
         # The last prompt token is computed by the step that gives the first token of the answer.
-        prefill_tps=_rate(generation.prompt_tokens - 1, generation.prefill_s),
+        prefill_tps=_rate(generation.prompt_tokens - generation.cached_tokens - 1, generation.prefill_s),
         decode_tps=_rate(len(generation.token_ids) - 1, generation.decode_s),
         energy_j=round(energy.energy_j, 6),
         energy_net_j=round(energy.net_j, 6),

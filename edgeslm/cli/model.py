@@ -109,9 +109,9 @@ def verify(package: str, run_it: bool, as_json: bool) -> None:
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
     help="For a .tflite file that classifies: what its scores are for, one label a line.",
 )
-@click.option("--name", help="For a .tflite file: name of the package. Default: the file's.")
-@click.option("--package-version", "version", help="For a .tflite file: its version.  [default: 1.0.0]")
-@click.option("--license", "license_name", help="For a .tflite file: SPDX identifier of its licence.")
+@click.option("--name", help="For a single file: name of the package. Default: the file's.")
+@click.option("--package-version", "version", help="For a single file: its version.  [default: 1.0.0]")
+@click.option("--license", "license_name", help="For a single file: SPDX identifier of its licence.")
 @json_option
 @reporting_errors
 def pack(
@@ -126,8 +126,9 @@ def pack(
 ) -> None:
     """Write SOURCE as a package.
 
-    SOURCE is a directory with manifest.yaml or manifest.json and the files it names, or a .tflite file that takes and
-    gives arrays. The manifest of such a file is made here, with a golden vector that devices have to compute as well.
+    SOURCE is a directory with manifest.yaml or manifest.json and the files it names, a .tflite file that takes arrays
+    and gives arrays, or a .litertlm bundle that answers in text. The manifest of such a file is made here, with a
+    golden vector that devices have to compute as well.
     """
     from edgeslm.models.inspect import summary  # noqa: PLC0415
     from edgeslm.models.packing import RULES_NAME, pack_directory  # noqa: PLC0415
@@ -231,11 +232,17 @@ def _pack_graph(
     version: str | None,
     license_name: str | None,
 ) -> str:
+    from edgeslm.forge.bundle_package import SUFFIX, draft_bundle  # noqa: PLC0415
     from edgeslm.forge.graph_package import draft_package, name_of  # noqa: PLC0415
     from edgeslm.models.packing import pack as write  # noqa: PLC0415
 
     if license_name is None:
         raise UsageError("under which licence?", hint="Name it with --license, for example Apache-2.0")
+    named = {"name": name or name_of(graph), "version": version or "1.0.0", "license_name": license_name}
+    if graph.suffix == SUFFIX:
+        if labels_file is not None:
+            raise UsageError("--labels goes with a .tflite file: a bundle answers in text")
+        return write(draft_bundle(graph, **named), {graph.name: graph}, out)
     labels: list[str] = []
     if labels_file is not None:
         try:
@@ -245,13 +252,7 @@ def _pack_graph(
         labels = [line.strip() for line in lines if line.strip()]
         if not labels:
             raise UsageError(f"{labels_file} holds no label")
-    draft = draft_package(
-        graph,
-        name=name or name_of(graph),
-        version=version or "1.0.0",
-        license_name=license_name,
-        labels=labels,
-    )
+    draft = draft_package(graph, labels=labels, **named)
     return write(draft, {graph.name: graph}, out)
 
 

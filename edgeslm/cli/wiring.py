@@ -357,7 +357,7 @@ def _loader(
 
     cache_dir = config.state_dir / CACHE_NAME
     trial = GraphTrial(cache_dir, threads, config.runtime)
-    prefixes = _prefix_place(config)
+    prefixes = prefix_place(config)
 
     def load(installed: InstalledPackage) -> Model:
         model = load_served(installed, config.runtime, threads, cache_dir, trial.check, prefixes)
@@ -418,7 +418,7 @@ def build_residency(
     return Residency(config.models_memory_mb << 20, trial.model_bytes, load)
 
 
-def _prefix_place(config: AgentConfig) -> PrefixPlace:
+def prefix_place(config: AgentConfig) -> PrefixPlace:
     """Where states of prompts that begin alike are kept; what is on disk goes where the settings want none there."""
     from edgeslm.procfs import memory_kib  # noqa: PLC0415
     from edgeslm.runtime.prefix_cache import DEFAULT_LIMIT_BYTES, KeptStates, PrefixPlace  # noqa: PLC0415

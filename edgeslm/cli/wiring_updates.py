@@ -53,7 +53,7 @@ from edgeslm.models.store import ModelStore
 from edgeslm.power.attribution import Interval
 from edgeslm.power.port import Vitals
 from edgeslm.procfs import boot_id, cpu_flags, memory_kib
-from edgeslm.runtime.backend import installed_runtimes
+from edgeslm.runtime.backend import installed_kinds
 from edgeslm.schema.budget import BatteryBudget
 from edgeslm.schema.config import BROKER_RELEASES, AgentConfig, UpdatesConfig
 from edgeslm.schema.delivery import BlobRef, DeliveryTarget, DeltaRef
@@ -389,7 +389,7 @@ class BoardDevice:
             name=name,
             agent=edgeslm.__version__,
             cpu_features=frozenset(board.cpu_features) | (cpu_flags() or frozenset()),
-            runtimes=tuple(dict.fromkeys(runtime.kind for runtime in installed_runtimes())),
+            runtimes=installed_kinds(),
             ram_mb=_memory_mb("MemTotal") or 0,
             threads=threads,
         )

@@ -45,6 +45,7 @@ from edgeslm.schema.base import version_key
 from edgeslm.schema.board import Board
 from edgeslm.schema.config import BrokerConfig
 from edgeslm.schema.message import MAX_BODY_BYTES, Info
+from edgeslm.schema.package import BUNDLE
 from edgeslm.schema.release import NO_FLOOR, HeldRelease, ReleaseRequirements, ReleaseTarget
 from edgeslm.schema.update import Reported, ReportedFault
 from edgeslm.trust.assignment import verify_assignment
@@ -237,6 +238,9 @@ def _check_device(requires: ReleaseRequirements, view: DeviceView) -> tuple[str,
     elif agent < version_key(requires.agent):
         raise _incompatible(view, f"it needs edgeslm {requires.agent}, not {view.agent}")
     if view.runtime is None:
+        unchecked.append("runtime")
+    elif requires.runtimes == (BUNDLE,):
+        # A device tells what computes its graphs; whether it has that for bundles as well it finds out itself.
         unchecked.append("runtime")
     elif view.runtime not in requires.runtimes:
         raise _incompatible(

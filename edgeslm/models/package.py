@@ -51,6 +51,7 @@ from edgeslm.models.archive import (
 )
 from edgeslm.models.archive_reader import check_crc32, check_header, read_entries
 from edgeslm.schema.package import (
+    BUNDLE,
     FORMAT_VERSION,
     MANIFEST_NAME,
     MAX_MANIFEST_BYTES,
@@ -65,6 +66,7 @@ MAX_GOLDEN_BYTES = 2**20
 
 _GRAPH_HEAD_BYTES = 8
 _GRAPH_IDENTIFIER = b"TFL3"
+_BUNDLE_IDENTIFIER = b"LITERTLM"
 _SENTENCEPIECE = re.compile(rb"\n[\x80-\xff]?[\x01-\x7f]\n[\x80-\xff]?[\x01-\x7f]")
 """A message that begins with a piece, which begins with its text."""
 
@@ -311,11 +313,13 @@ class _TokenizerFile(BaseModel):
 def _check_contents(manifest: Manifest, kept: Mapping[str, bytes], path: Path) -> int:
     """Whether graphs, tokenizer and golden cases are what they are said to be; the number of golden cases."""
     for graph in manifest.graphs:
-        found = kept[graph.file][4:8]
-        if found != _GRAPH_IDENTIFIER:
+        found, expected, what = kept[graph.file][4:8], _GRAPH_IDENTIFIER, "a TFLite flatbuffer"
+        if BUNDLE in graph.runtimes:
+            found, expected, what = kept[graph.file][:8], _BUNDLE_IDENTIFIER, "a LiteRT-LM bundle"
+        if found != expected:
             raise fault(
-                PackageContentError, path, "is not a TFLite flatbuffer", member=graph.file,
-                expected=ascii(_GRAPH_IDENTIFIER), actual=ascii(found),
+                PackageContentError, path, f"is not {what}", member=graph.file,
+                expected=ascii(expected), actual=ascii(found),
             )  # fmt: skip
     if manifest.tokenizer is not None:
         _check_tokenizer(manifest.tokenizer, kept[manifest.tokenizer.file], path)

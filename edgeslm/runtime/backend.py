@@ -23,7 +23,7 @@ from typing import Any
 
 from edgeslm.errors import ModelLoadError, RuntimeMissingError
 from edgeslm.schema.config import RuntimeChoice
-from edgeslm.schema.package import RuntimeKind
+from edgeslm.schema.package import BUNDLE, RuntimeKind
 
 _MODULES: dict[str, tuple[RuntimeKind, str]] = {
     "ai-edge-litert": ("litert", "ai_edge_litert.interpreter"),
@@ -37,6 +37,7 @@ _INSTALL_HINT = {
 }
 
 TFLITE_MAGIC = b"TFL3"
+LITERT_LM_MODULE = "litert_lm"
 
 
 @dataclass(frozen=True)
@@ -71,6 +72,14 @@ def installed_runtimes() -> list[Runtime]:
             version = "unknown"
         found.append(Runtime(kind, package, version, module))
     return found
+
+
+def installed_kinds() -> tuple[RuntimeKind, ...]:
+    """What graphs and bundles can be computed here, in the words of manifests. Nothing is imported."""
+    kinds = [runtime.kind for runtime in installed_runtimes()]
+    if importlib.util.find_spec(LITERT_LM_MODULE) is not None:
+        kinds.append(BUNDLE)
+    return tuple(dict.fromkeys(kinds))
 
 
 def choose_runtime(choice: RuntimeChoice = "auto") -> Runtime:

@@ -99,9 +99,9 @@ class PlainRenderer:
     def turn(self, prompt: str, generation: Generation) -> Turn:
         """See ``Renderer``."""
         answer = list(generation.token_ids)
-        if not _says_all(generation, self._stop_tokens):
-            if not any(special in generation.text for special in self._special):
-                answer = self._tokenizer.encode(generation.text)
+        is_plain = not any(special in generation.text for special in self._special)
+        if is_plain and not _says_all(generation, self._stop_tokens):
+            answer = self._tokenizer.encode(generation.text)
         if self._stop_tokens and answer[-1:] not in [[token] for token in self._stop_tokens]:
             answer.append(self._stop_tokens[0])
         return Turn(prompt, generation.text, (*self._encoder.tokenize(prompt), *answer))
@@ -177,7 +177,7 @@ def fit(
 def _without_turns(
     renderer: Renderer, turns: Sequence[Turn], asked: str, limit: int, room: int
 ) -> Fitted | None:
-    """The conversation without so many of its oldest turns that there is room; ``None`` if `asked` is too long alone."""
+    """The conversation without as many of its oldest turns as need be; ``None`` if `asked` is too long by itself."""
 
     def size(dropped: int) -> int:
         return len(renderer.render(turns[dropped:], asked))
@@ -205,9 +205,7 @@ def _tail(text: str, cut: int) -> str:
     return tail if space is None else tail[space:].lstrip() or tail
 
 
-def _too_long(
-    actual: int, most: int, unit: str, limit: int, turns: Sequence[Turn]
-) -> ContextOverflowError:
+def _too_long(actual: int, most: int, unit: str, limit: int, turns: Sequence[Turn]) -> ContextOverflowError:
     what = f"prompt and {len(turns)} earlier turns" if turns else "prompt"
     taken = f"{limit}" if unit == "tokens" else f"{limit} tokens"
     other = " or begin another session" if turns else ""

@@ -6,12 +6,13 @@ from pathlib import Path
 
 from edgeslm.runtime.backend import choose_runtime
 from edgeslm.runtime.graph_model import GraphModel
+from edgeslm.runtime.litert_lm import LiteRtLmModel, load_bundle
 from edgeslm.runtime.model import GraphCheck, LoadedModel, load_model, open_first
 from edgeslm.runtime.prefix_cache import PrefixPlace
 from edgeslm.schema.config import RuntimeChoice
 from edgeslm.schema.installed import InstalledPackage
 
-ServedModel = LoadedModel | GraphModel
+ServedModel = LoadedModel | GraphModel | LiteRtLmModel
 
 
 def load_served(
@@ -32,11 +33,13 @@ def load_served(
         prefixes: where generative models keep states of prompts that begin alike.
 
     Raises:
-        RuntimeMissingError: no runtime, or none that the package has a graph for.
+        RuntimeMissingError: no runtime, no LiteRT-LM for a bundle, or none that the package has a graph for.
         ProofError: every suitable graph computes other values than the package states.
         ModelLoadError: no suitable graph can be opened; the first reason is told.
     """
     manifest = installed.manifest
+    if manifest.is_bundle:
+        return load_bundle(installed, threads, cache_dir)
     if manifest.task == "generate":
         return load_model(installed, choice, threads, cache_dir, check, prefixes)
     runtime = choose_runtime(choice)

@@ -117,6 +117,7 @@ class LoadedModel:
             ModelLoadError: it cannot be opened so; the former number stays.
         """
         if threads != self.threads:
+            self._prefixes.make_way(self._engine)
             self._engine = self._open_engine(threads)
             self._pace = Pace()
             self.threads = threads
@@ -281,6 +282,7 @@ class LoadedModel:
         if not all(choices):
             raise BadRequestError("a choice is empty once tokenized")
         ids = self.encode(request.prompt)
+        self._prefixes.make_way(self._engine, ids)
         found = measure_likelihoods(
             self._engine, ids, choices, frozenset(manifest.stop_tokens), beat_of(should_stop)
         )
@@ -289,8 +291,8 @@ class LoadedModel:
 
     def _parse(self, generation: Generation, form: AnswerForm | None) -> JsonValue:
         if form is not None and form.kind == "json_schema":
-            return None if generation.closed is False else _parse_json(generation.text)
-        value = _parse_json(generation.text) if self.installed.manifest.json_answers else None
+            return None if generation.closed is False else parse_json(generation.text)
+        value = parse_json(generation.text) if self.installed.manifest.json_answers else None
         return value if isinstance(value, dict) else None
 
 
@@ -311,7 +313,7 @@ def _no_reason() -> FinishReason | None:
     return None
 
 
-def _parse_json(text: str) -> JsonValue:
+def parse_json(text: str) -> JsonValue:
     """What `text` says, or ``None`` where it is no JSON, or none that could be said again in UTF-8."""
     try:
         value: JsonValue = json.loads(text, parse_float=_finite, parse_constant=_finite)

@@ -2,8 +2,8 @@
 
 A state is found by the model and the exact tokens before it, never by text, and taken only where the prompt begins with
 all of them. States live in memory within a limit that all models share, the least recently used go first; with a
-directory they are also kept on disk, within another limit, and survive a restart. A file is believed only if it is whole
-and says the same model and tokens; what can't be read or written is done without.
+directory they are also kept on disk, within another limit, and survive a restart. A file is believed only if it is
+whole and says the same model and tokens; what can't be read or written is done without.
 
 A conversation that another prompt displaces from the engine is kept as well, in memory alone: what somebody said in it
 is never written to disk.
@@ -172,8 +172,12 @@ class PrefixCache:
         """A turn of a conversation is over: its next one will begin with `ids`, which the engine holds most of."""
         self._conversation = tuple(ids[: engine.position]) if self._states.limit_bytes else ()
 
-    def _keep_conversation(self, engine: Engine, ids: Sequence[int]) -> None:
-        """Keep the conversation that the engine holds, where `ids` displace it."""
+    def make_way(self, engine: Engine, ids: Sequence[int] = ()) -> None:
+        """Keep the conversation that `engine` holds, where `ids` are about to displace it.
+
+        Raises:
+            InferenceError: what the engine raises.
+        """
         held = self._conversation
         if len(held) < LEAST_TOKENS or engine.position != len(held) or tuple(ids[: len(held)]) == held:
             return
@@ -191,11 +195,14 @@ class PrefixCache:
         self, engine: Engine, ids: Sequence[int], shared: int, should_stop: Callable[[], bool] | None
     ) -> int:
         found = self.longest(ids)  # before another one takes its place
-        self._keep_conversation(engine, ids)
+        self.make_way(engine, ids)
         cached = engine.resume(ids)
         if found is not None and found[0] > cached:
             cached = self._take_up(engine, found[1])
-        if shared > cached:
+        known = 0 if found is None else found[0]
+        # What the engine holds needs no second copy, but does not survive a restart.
+        is_lacking = shared > cached or (shared == cached and self._directory is not None)
+        if is_lacking and shared - known >= LEAST_TOKENS:
             engine.prefill(ids[cached:shared], should_stop)
             if engine.position == shared:
                 self.put(engine.export_state())

@@ -13,6 +13,9 @@ from edgeslm.runtime.backend import Runtime
 
 log = logging.getLogger(__name__)
 
+BUNDLE_SUFFIX = ".litert-lm"
+"""Of a directory in which LiteRT-LM keeps packed weights of one bundle; its name begins with the bundle's digest."""
+
 
 class WeightCache:
     """XNNPACK's packed weights on disk: a file per graph, runtime version and processor.

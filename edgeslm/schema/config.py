@@ -75,8 +75,8 @@ class PrefixesConfig(FileModel):
     Attributes:
         memory_mb: most memory for it, all models together; 0 keeps nothing but the last prompt, ``None`` takes a
             sixteenth of the board's memory, but at most 64.
-        on_disk: keep it in the state directory as well, so that it survives a restart. Whoever reads the disk then reads
-            what many prompts begin with.
+        on_disk: keep it in the state directory as well, so that it survives a restart. Whoever reads the disk then
+            reads what many prompts begin with.
         disk_mb: most room for it there.
     """
 

@@ -249,7 +249,7 @@ class Receipt(WireModel):
         total_ms: acceptance to last token.
         paused_ms: of that, pauses between tokens: the budget asked for them, or a prompt of high priority went first; no
             part of the rates.
-        prefill_tps: prompt tokens a second, or ``None`` where nothing was computed.
+        prefill_tps: prompt tokens a second, those that were known not counted, or ``None`` where nothing was computed.
         decode_tps: generated tokens a second, or ``None`` for fewer than two.
         energy_j: energy that the prompt is charged with: the idle board while it ran, and its own work.
         energy_net_j: the same with the idle draw subtracted.

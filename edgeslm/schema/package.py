@@ -6,7 +6,7 @@ bounds are what a hostile package is measured against before a byte of it is unp
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Final, Literal, Self
 
 from pydantic import Field, StringConstraints, model_validator
 
@@ -24,7 +24,9 @@ MAX_RULE_FILE_BYTES = 131_072
 MAX_PACKAGE_BYTES = 2**36
 """64 GiB, several times the memory of the largest edge board."""
 
-RuntimeKind = Literal["litert", "tflite-runtime"]
+RuntimeKind = Literal["litert", "tflite-runtime", "litert-lm"]
+BUNDLE: Final[RuntimeKind] = "litert-lm"
+"""Computes ``.litertlm`` bundles, which hold graphs and tokenizer, and nothing else."""
 
 
 class Member(FileModel):
@@ -74,8 +76,22 @@ class ArrayProof(FileModel):
     atol: Annotated[float, Field(ge=0, le=1e6, allow_inf_nan=False)]
 
 
+class TextProof(FileModel):
+    """A golden vector of a bundle, which tokenizes by itself: a prompt, and what greedy decoding makes of it.
+
+    Attributes:
+        prompt: as a user would write it; the bundle puts it into its own form.
+        text: how the answer begins.
+        max_tokens: tokens of the answer that have to be computed for that.
+    """
+
+    prompt: Annotated[str, StringConstraints(min_length=1, max_length=4096)]
+    text: Annotated[str, StringConstraints(min_length=1, max_length=4096)]
+    max_tokens: Annotated[int, Field(ge=1, le=256)]
+
+
 class GraphSpec(FileModel):
-    """One TFLite graph and the runtimes that can be trusted with it, best first.
+    """One TFLite graph, or bundle of them, and the runtimes that can be trusted with it, best first.
 
     Attributes:
         signature: which of its signatures is called; one that has a single one, or none, needs no name.
@@ -87,7 +103,7 @@ class GraphSpec(FileModel):
     quantization: Annotated[str, StringConstraints(max_length=128)]
     signature: TensorName | None = None
     output: TensorName | None = None
-    proof: GraphProof | ArrayProof
+    proof: GraphProof | ArrayProof | TextProof
 
 
 class TokenizerSpec(FileModel):
@@ -203,10 +219,31 @@ class Manifest(FileModel):
             raise ValueError(f"{MANIFEST_NAME} cannot list itself")
         if len(set(self.rules)) != len(self.rules):
             raise ValueError("rules: a file is named twice")
+        if self.is_bundle:
+            self._check_bundle()
+            return self
         if self.task in {"generate", "embed"} and self.tokenizer is None:
             raise ValueError(f"a package for task '{self.task}' needs a tokenizer")
         self._check_task()
         return self
+
+    @property
+    def is_bundle(self) -> bool:
+        """Whether what it holds is a bundle with a tokenizer of its own."""
+        return any(BUNDLE in graph.runtimes for graph in self.graphs)
+
+    def _check_bundle(self) -> None:
+        if self.task != "generate":
+            raise ValueError(f"a bundle for {BUNDLE} goes with task 'generate'")
+        if any(
+            graph.runtimes != (BUNDLE,) or not isinstance(graph.proof, TextProof) for graph in self.graphs
+        ):
+            raise ValueError(
+                f"a bundle is for {BUNDLE} alone, and its proof states prompt, text and max_tokens"
+            )
+        if self.tokenizer or self.chat_template or self.stop_tokens or self.prompt != PromptForm():
+            raise ValueError("a bundle brings its tokenizer, chat template and stop tokens itself")
+        self._check_lengths()
 
     def _check_task(self) -> None:
         is_generative = self.task == "generate"
@@ -230,6 +267,10 @@ class Manifest(FileModel):
             return
         if self.task == "tensor":
             raise ValueError("a package for task 'tensor' has no tokenizer")
+        self._check_lengths()
+
+    def _check_lengths(self) -> None:
+        is_generative = self.task == "generate"
         if min(self.context_tokens, self.max_prompt_tokens) < 1 or (
             is_generative and self.max_answer_tokens < 1
         ):

@@ -27,7 +27,9 @@ from edgeslm.schema.config import (
     HomeAssistantConfig,
     LimitsConfig,
     MetricsConfig,
+    PrefixesConfig,
     RuntimeChoice,
+    SessionsConfig,
     UpdatesConfig,
 )
 from edgeslm.schema.power import MetersConfig
@@ -353,6 +355,8 @@ class AgentSettings(FileModel):
     runtime: RuntimeChoice | None = None
     pool: bool | None = None
     limits: LimitsConfig | None = None
+    prefixes: PrefixesConfig | None = None
+    sessions: SessionsConfig | None = None
     power: MetersConfig | None = None
     metrics: MetricsConfig | None = None
     updates: UpdatesConfig | None = None

@@ -285,6 +285,7 @@ os.execv(os.environ["EDGESLM_LAUNCHER_PYTHON"], ["python", launch, *sys.argv[1:]
 
 
 class TestPowerCuts:
+    @pytest.mark.slow
     def test_at_every_effect_leave_a_whole_version_to_run(self, device: Device):
         """A version that crashes is tried and left; the power goes at each effect of that, and comes again."""
         installation, old, new = on_trial(device, CRASHES)

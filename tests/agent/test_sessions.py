@@ -144,7 +144,9 @@ def test_other_tasks_have_no_turns(ask, fields):
     assert f"option '{name}' means nothing to task 'classify'" in error["message"]
 
 
-@pytest.mark.parametrize("fields", [{"session": ""}, {"session": 5}, {"session": "x" * 129}, {"overflow": "drop"}])
+@pytest.mark.parametrize(
+    "fields", [{"session": ""}, {"session": 5}, {"session": "x" * 129}, {"overflow": "drop"}]
+)
 def test_a_value_that_is_none_is_refused(ask, fields):
     assert ask("one", **fields)["error"]["code"] == "bad_request"
     assert ask("two")["text"] == "two"

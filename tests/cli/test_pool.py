@@ -240,6 +240,7 @@ def test_bad_prompts_are_answered_and_end_nothing(world: World) -> None:
         gzip.compress(bytes(8 * 2**20)),
         gzip.compress(b'{"id":"z","prompt":"p"}')[:-2],
         b'{"id":"y","prompt":"p","model":"z"}',
+        b'{"id":"s","prompt":"p","session":"s"}',
     ]
     for body in bodies:
         link.publish(Message(TOPIC, body, response_topic="bad/reply"))

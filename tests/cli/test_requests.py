@@ -85,6 +85,14 @@ def test_a_form_that_cannot_be_followed_is_an_error_of_the_prompt():
     assert "bad_request: the regular expression cannot be followed" in done.stderr
 
 
+def test_lines_of_a_session_are_its_turns():
+    lines = f"{COMMAND}\nturn off the lamp\n"
+    found = CliRunner().invoke(run, ["home-command", "--batch", "--session", "s", "--json"], input=lines)
+    receipts = [json.loads(line)["receipt"] for line in found.stdout.splitlines()]
+    assert [(one["session"], one["session_turns"]) for one in receipts] == [("new", 0), ("continued", 1)]
+    assert receipts[1]["cached_tokens"] > receipts[0]["prompt_tokens"]
+
+
 def test_lines_that_go_together_are_one_request_with_one_receipt():
     lines = f"{COMMAND}\n\na <sep> b\nturn off the lamp\n"
     found = CliRunner().invoke(run, ["home-command", "--batch", "--together", "--json"], input=lines)

@@ -531,7 +531,7 @@ def test_a_neighbour_that_was_given_a_file_serves_it_to_the_next(tmp_path, libra
     assert path.read_bytes() == library.data(blob.sha256)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.timeout(600)
 def test_a_file_above_4_gib_comes_whole(tmp_path, library, policy):
     path = tmp_path / "huge"

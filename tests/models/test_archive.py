@@ -224,7 +224,7 @@ def test_a_file_larger_than_a_package_can_be_is_refused(tmp_path):
         read_manifest(tmp_path / "monster.slm")
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.timeout(600)
 def test_a_package_above_4_gib_is_verified_to_the_last_byte(tmp_path, slm):
     sources = slm.sources(tmp_path / "members")

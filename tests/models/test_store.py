@@ -359,6 +359,7 @@ def test_an_install_killed_at_any_step_leaves_nothing_or_a_whole_package(root, p
     assert outcomes == {True, False}
 
 
+@pytest.mark.slow
 def test_a_repair_killed_at_any_step_can_be_repeated(root, package):
     store = ModelStore(root)
     for step in range(500):

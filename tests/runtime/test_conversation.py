@@ -6,7 +6,7 @@ from edgeslm.errors import BadRequestError, ContextOverflowError, TooLargeError
 from edgeslm.runtime.conversation import Fitted, Turn, fit
 from edgeslm.runtime.generation import Generation
 from edgeslm.runtime.prefix_cache import KeptStates, PrefixPlace
-from edgeslm.schema.message import Options
+from edgeslm.schema.message import Options, PromptRequest
 
 SYSTEM = 5
 COMMAND = "turn the kitchen lights to 40 percent"
@@ -39,9 +39,16 @@ def test_what_there_is_room_for_stays_as_it_is():
 
 
 def test_error_says_how_many_tokens_and_the_limit():
-    with pytest.raises(ContextOverflowError, match="prompt and 4 earlier turns of 35 tokens, the model takes 34") as found:
+    with pytest.raises(
+        ContextOverflowError, match="and 4 earlier turns of 35 tokens, the model takes 34"
+    ) as found:
         fitted(limit=34, overflow="error")
-    assert (found.value.actual, found.value.limit, found.value.unit, found.value.turns) == (35, 34, "tokens", 4)
+    assert (found.value.actual, found.value.limit, found.value.unit, found.value.turns) == (
+        35,
+        34,
+        "tokens",
+        4,
+    )
     assert "overflow 'slide'" in str(found.value)
     assert isinstance(found.value, TooLargeError)
     assert found.value.code == "too_large"
@@ -127,6 +134,18 @@ def test_a_conversation_is_answered_as_if_it_were_computed_anew(model):
     again = model.answer("turn on the fan", Options(session="s"), turns=turns[:1])
     assert again.generation.cached_tokens == 0
     assert again.generation.token_ids == answer.generation.token_ids
+
+
+def test_other_work_in_between_does_not_cost_the_conversation_what_was_computed(model):
+    def classify():
+        model.infer(PromptRequest(id="a", task="classify", prompt="what now", options={"choices": ("a", "b")}))
+
+    threads = model.threads
+    for work in (classify, lambda: model.set_threads(threads + 1), lambda: model.set_threads(threads)):
+        turns, _ = talk(model, [COMMAND, "turn on the fan"])
+        work()
+        _, answer = talk(model, ["stop"], turns)
+        assert answer.generation.cached_tokens == sum(len(turn.token_ids) for turn in turns) - 1
 
 
 def test_a_turn_says_what_its_answer_says_and_ends_it(model):

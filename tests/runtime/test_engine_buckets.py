@@ -204,6 +204,19 @@ def test_of_a_conversation_only_the_last_state_is_kept_and_none_of_it_on_disk(en
     assert list(tmp_path.iterdir()) == []
 
 
+def test_what_all_prompts_begin_with_is_on_disk_once_though_the_engine_holds_it(engine, tmp_path):
+    cache = PrefixCache("m", directory=tmp_path)
+    for ids in prompts_with(tokens(36), 4):
+        cache.prefill(engine, ids)
+        engine.step(ids[-1])
+    for ids in prompts_with([*tokens(36), 7], 3):
+        cache.prefill(engine, ids)
+        engine.step(ids[-1])
+    (file,) = tmp_path.iterdir()
+    assert file.name.endswith("-36.kv")
+    assert PrefixCache("m", directory=tmp_path).longest([*tokens(36), 5])[0] == 36
+
+
 def test_models_share_one_limit_and_take_no_state_of_each_other(engine):
     engine.prefill(tokens(40))
     state = engine.export_state()

@@ -20,7 +20,7 @@ from benchmarks.boot_rig import Board
 from edgeslm.sim.qemu import Emulation
 
 pytestmark = [
-    pytest.mark.slow,
+    pytest.mark.nightly,
     pytest.mark.timeout(3600),
     pytest.mark.skipif(boot_rig.missing() is not None, reason=f"install it first: {boot_rig.missing()}"),
 ]

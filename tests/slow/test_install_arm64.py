@@ -35,7 +35,7 @@ exec "$@"
 """
 
 
-_CHROOT = 'mount --rbind /proc "$1/proc" && exec /usr/sbin/chroot "$@"'
+_CHROOT = 'mount --rbind /proc "$1/proc" && mount --rbind /sys "$1/sys" && exec /usr/sbin/chroot "$@"'
 
 
 def enter(directory: Path, *command: str, said: str = "") -> subprocess.CompletedProcess[str]:
@@ -119,7 +119,7 @@ def board(root: Path, agent: Path, tmp_path_factory: pytest.TempPathFactory) -> 
     def on_board(*words: str, said: str = "") -> str:
         program = ["/usr/bin/python3", layout.LAUNCHER, *words]
         variables = [f"EDGESLM_ROOT={layout.AGENT_ROOT}", "HOME=/tmp", "PATH=/usr/bin", f"QEMU_CPU={CPU}"]
-        # There is no env(1) in that tree, nor anything in its /proc.
+        # There is no env(1) in that tree, and its /proc and /sys are empty: LiteRT looks for processors there.
         chroot = ["env", "-i", *variables, "sh", "-c", _CHROOT, "sh", str(root)]
         done = enter(place / "binfmt", *chroot, *program, said=said)
         assert done.returncode == 0, (done.stdout, done.stderr)

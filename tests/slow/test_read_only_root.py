@@ -18,7 +18,7 @@ from edgeslm.flash.image.image import open_image
 from edgeslm.sim.qemu import Emulation
 
 pytestmark = [
-    pytest.mark.slow,
+    pytest.mark.nightly,
     pytest.mark.timeout(1800),
     pytest.mark.skipif(boot_rig.missing() is not None, reason=f"install it first: {boot_rig.missing()}"),
 ]

@@ -53,6 +53,7 @@ from edgeslm.errors import (
 )
 from edgeslm.models.archive import sha256_file
 from edgeslm.models.store import SLOTS, ModelStore
+from edgeslm.runtime.weight_cache import BUNDLE_SUFFIX
 from edgeslm.schema.installed import InstalledPackage
 from edgeslm.schema.release import HeldRelease, ReleaseTarget
 from edgeslm.schema.update import GatePolicy, UpdatePolicy
@@ -167,9 +168,11 @@ class Effects:
             for graph in item.manifest.graphs
         }
         for path in self._cache_dir.iterdir():
-            packed = path.suffix == ".xnnpack" and not any(
-                graph.startswith(path.name[:32]) for graph in graphs
-            )
+            is_gone = not any(graph.startswith(path.name[:32]) for graph in graphs)
+            if path.suffix == BUNDLE_SUFFIX and is_gone:
+                shutil.rmtree(path, ignore_errors=True)
+                continue
+            packed = path.suffix == ".xnnpack" and is_gone
             if packed or (path.suffix == ".tmp" and not path.name.endswith(f".{os.getpid()}.tmp")):
                 path.unlink(missing_ok=True)
 

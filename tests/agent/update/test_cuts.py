@@ -82,11 +82,17 @@ class TestTheYardstick:
             assert check_trace(without, Path(state)), skipped
 
 
-@pytest.mark.slow
 @pytest.mark.timeout(3600)
-def test_every_cut_is_survived() -> None:
-    found = measure_cuts()
+@pytest.mark.parametrize(
+    ("every", "least"),
+    [
+        pytest.param(5, 50, marks=pytest.mark.slow, id="at each fifth moment"),
+        pytest.param(1, 250, marks=pytest.mark.nightly, id="at all moments"),
+    ],
+)
+def test_a_cut_is_survived(every: int, least: int) -> None:
+    found = measure_cuts(every)
     assert found["power_cut_detail"]["failures"] == {}
     assert found["power_cut_survived"] == 1.0
-    assert found["power_cut_points"] > 250
+    assert found["power_cut_points"] > least
     assert found["power_cut_detail"]["points"].keys() == set(SCENARIOS)
