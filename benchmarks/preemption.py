@@ -12,6 +12,7 @@ import statistics
 import tempfile
 import threading
 import time
+from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -37,7 +38,7 @@ class Asked:
         ended_s: monotonic.
     """
 
-    def __init__(self, client: RequestClient, name: str, fields: dict[str, object]) -> None:
+    def __init__(self, client: RequestClient, name: str, fields: Mapping[str, object]) -> None:
         self._request = PromptRequest.model_validate({"id": name, "stream": True, **fields})
         self._client = client
         self.first_ms: float | None = None

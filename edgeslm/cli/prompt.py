@@ -72,8 +72,8 @@ def prompt(
 ) -> None:
     """Send TEXT to a device and print its answer as it comes. ``-`` reads standard input.
 
-    With --batch each line of the input is a prompt of its own; with --together many of them are one request. With --json
-    each result is one line of JSON, receipt included. Exit code 1 if any prompt got an error.
+    With --batch each line of the input is a prompt of its own; with --together many of them are one request. With
+    --json each result is one line of JSON, receipt included. Exit code 1 if any prompt got an error.
     """
     from edgeslm.link.client import RequestClient  # noqa: PLC0415
 

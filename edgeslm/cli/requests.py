@@ -151,7 +151,8 @@ def _read_tensors(path: Path) -> dict[str, Any] | list[Any]:
         raise UsageError(f"{path} cannot be read: {error}") from error
     except (ValueError, RecursionError) as error:
         raise UsageError(f"{path} is no JSON: {error}") from error
-    if not isinstance(tensors, dict | list):
+    is_batch = isinstance(tensors, list) and tensors and all(isinstance(item, dict) for item in tensors)
+    if not is_batch and not isinstance(tensors, dict):
         raise UsageError(
             f"{path} holds no object of arrays, and no list of such",
             hint='Write it like {"input": [[1, 2, 3]]}',

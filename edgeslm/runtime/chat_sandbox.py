@@ -34,6 +34,7 @@ MAX_WORDS = 6_000
 """Words, signs and the spaces between them."""
 MAX_NODES = 8_000
 MAX_DEPTH = 60
+MAX_CALL_DEPTH = 64
 MAX_STEPS = 50_000
 MAX_CHARS = 8 * 2**20
 """Characters that one run may put together on its way, those that it gives included."""
@@ -97,6 +98,7 @@ class _Account:
         self.now = now
         self.steps = 0
         self.chars = 0
+        self.depth = 0
         self._look_at = 0
         self._cpu_s = cpu_s
         self._until_s = time.thread_time() + cpu_s
@@ -322,7 +324,11 @@ class _Environment(ImmutableSandboxedEnvironment):
             and not any(__obj is one for one in _GLOBALS.values())
         ):
             raise Spent(f"it calls a {type(__obj).__name__}")
+        account.depth += 1
+        if account.depth > MAX_CALL_DEPTH:
+            raise Spent(f"it calls itself without end, or deeper than {MAX_CALL_DEPTH} times")
         made = super().call(__context, __obj, *args, **kwargs)
+        account.depth -= 1
         return made if isinstance(made, Namespace) else _checked(made)
 
 

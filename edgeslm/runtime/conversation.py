@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 from edgeslm.errors import ContextOverflowError
@@ -153,25 +153,39 @@ def fit(
         ContextOverflowError: too long, and nothing may be left out.
     """
     most_chars = renderer.max_chars
-    if len(prompt) > most_chars and overflow == "error":
-        raise _too_long(len(prompt), most_chars, "characters", limit, turns)
-    asked = renderer.clean(prompt)
-    if len(asked) <= most_chars:
-        ids = renderer.render(turns, asked)
-        if len(ids) <= (limit if overflow == "error" else room):
-            return Fitted(ids, asked)
+    ahead = max(len(prompt) - most_chars, 0)
+    if ahead > 0:
         if overflow == "error":
-            raise _too_long(len(ids), limit, "tokens", limit, turns)
-        fitted = _without_turns(renderer, turns, asked, limit, room)
-        if fitted is not None:
-            return fitted
-    kept = asked[-most_chars:]
-    cut = _first(len(kept) - 1, lambda count: len(renderer.render((), _tail(kept, count))) <= room)
-    rest = _tail(kept, cut)
+            raise _too_long(len(prompt), most_chars, "characters", limit, turns)
+        # Nothing of that can stay, and to look at it could take seconds.
+        fitted = fit(renderer, turns, prompt[ahead:], limit=limit, room=room, overflow=overflow)
+        return replace(fitted, dropped_chars=fitted.dropped_chars + ahead)
+    asked = renderer.clean(prompt)
+    ids = renderer.render(turns, asked)
+    if len(ids) <= (limit if overflow == "error" else room):
+        return Fitted(ids, asked)
+    if overflow == "error":
+        raise _too_long(len(ids), limit, "tokens", limit, turns)
+    return _without_turns(renderer, turns, asked, limit, room) or _end_of(
+        renderer, asked, limit, room, len(turns)
+    )
+
+
+def _end_of(renderer: Renderer, asked: str, limit: int, room: int, turns: int) -> Fitted:
+    """The end of `asked`, without any of so many turns."""
+    cut = _first(len(asked) - 1, lambda count: len(renderer.render((), _tail(asked, count))) <= room)
+    rest = _tail(asked, cut)
     ids = renderer.render((), rest)
     if len(ids) > limit:
-        raise _too_long(len(ids), limit, "tokens", limit, ())
-    return Fitted(ids, rest, len(turns), len(asked) - len(rest))
+        raise ContextOverflowError(
+            f"what the model's package puts around a prompt is {len(ids)} tokens, the model takes {limit}",
+            actual=len(ids),
+            limit=limit,
+            unit="tokens",
+            turns=0,
+            hint="No prompt can be answered with it",
+        )
+    return Fitted(ids, rest, turns, len(asked) - len(rest))
 
 
 def _without_turns(

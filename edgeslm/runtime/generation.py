@@ -246,7 +246,10 @@ class _Writer:
         """Bring the engine to hold all of `begun` but the last."""
 
         def stop() -> bool:
-            return self._ask() is not None
+            self._reason = self._ask()
+            if self._reason is not None:
+                raise _EndedError  # whoever ended it may have begun to compute something else with the engine
+            return False
 
         if self._prefixes is None:
             self._engine.prefill(begun[:-1], stop)

@@ -183,12 +183,16 @@ class GraphTrial:
     def model_bytes(self, installed: InstalledPackage) -> int:
         """Memory that a package's model will take here, as predicted; without the libraries that compute it.
 
+        Of a bundle, which nobody looks into, it is what the package says.
+
         Raises:
             ModelLoadError: its graph is damaged.
             RuntimeMissingError: there is none that the package has a graph for.
         """
         from edgeslm.runtime.backend import choose_runtime  # noqa: PLC0415
 
+        if installed.manifest.is_bundle:
+            return installed.manifest.requires.ram_mb << 20
         runtime = choose_runtime(self._choice)
         graph = next((one for one in installed.manifest.graphs if runtime.kind in one.runtimes), None)
         if graph is None:

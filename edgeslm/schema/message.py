@@ -247,8 +247,8 @@ class Receipt(WireModel):
         queue_ms: acceptance to start of computation.
         ttft_ms: acceptance to first token.
         total_ms: acceptance to last token.
-        paused_ms: of that, pauses between tokens: the budget asked for them, or a prompt of high priority went first; no
-            part of the rates.
+        paused_ms: of that, pauses between tokens: the budget asked for them, or a prompt of high priority went first;
+            no part of the rates.
         prefill_tps: prompt tokens a second, those that were known not counted, or ``None`` where nothing was computed.
         decode_tps: generated tokens a second, or ``None`` for fewer than two.
         energy_j: energy that the prompt is charged with: the idle board while it ran, and its own work.

@@ -373,19 +373,24 @@ class EmulatedBoard:
             return False
 
     def _order(self, name: str, **arguments: object) -> None:
-        """Give QEMU one order.
+        """Give QEMU one order. It forgets orders of those who do not wait for its answer.
 
         Raises:
-            OSError: it cannot be reached.
+            OSError: it cannot be reached, or does not take the order.
         """
         with socket.socket(socket.AF_UNIX) as connection:
             connection.settimeout(_QMP_S)
             with _in_directory_of(self.control) as path:
                 connection.connect(path)
-            for order in ({"execute": "qmp_capabilities"}, {"execute": name, "arguments": arguments}):
-                connection.sendall(json.dumps(order).encode() + b"\n")
-            with contextlib.suppress(TimeoutError):
-                connection.recv(4096)
+            with connection.makefile("rwb") as stream:
+                for order in ({"execute": "qmp_capabilities"}, {"execute": name, "arguments": arguments}):
+                    stream.write(json.dumps(order).encode() + b"\n")
+                    stream.flush()
+                    answer: dict[str, object] = {}
+                    while not answer.keys() & {"return", "error"}:
+                        answer = json.loads(stream.readline() or b'{"error": "it hung up"}')
+                    if "error" in answer:
+                        raise OSError(f"QEMU does not take {order['execute']}: {answer['error']}")
 
 
 @contextlib.contextmanager

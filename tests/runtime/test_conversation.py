@@ -138,7 +138,9 @@ def test_a_conversation_is_answered_as_if_it_were_computed_anew(model):
 
 def test_other_work_in_between_does_not_cost_the_conversation_what_was_computed(model):
     def classify():
-        model.infer(PromptRequest(id="a", task="classify", prompt="what now", options={"choices": ("a", "b")}))
+        model.infer(
+            PromptRequest(id="a", task="classify", prompt="what now", options={"choices": ("a", "b")})
+        )
 
     threads = model.threads
     for work in (classify, lambda: model.set_threads(threads + 1), lambda: model.set_threads(threads)):

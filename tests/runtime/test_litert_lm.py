@@ -17,6 +17,8 @@ import sentencepiece
 from benchmarks.gemma.flatgraph import ModelWriter
 from benchmarks.gemma.litertlm import write_bundle
 from benchmarks.gemma.network import add_signature
+from edgeslm.agent.update.child import TrialProcess, TrialSettings
+from edgeslm.agent.update.watchdog import Pulse, WatchedModel
 from edgeslm.cli import wiring
 from edgeslm.cli.main import cli
 from edgeslm.errors import (
@@ -32,6 +34,7 @@ from edgeslm.forge.bundle_package import draft_bundle
 from edgeslm.models.packing import pack
 from edgeslm.runtime.litert_lm import load_bundle
 from edgeslm.runtime.loading import load_served
+from edgeslm.runtime.trial import GraphTrial
 from edgeslm.schema.message import Options, PromptRequest
 from tests.runtime.small_gemma import SHAPE, weights
 from tests.runtime.test_tokenizer_sentencepiece import train
@@ -215,3 +218,17 @@ def test_a_bare_bundle_is_packed_and_asked_from_the_command_line(bundle, tmp_pat
     result = json.loads(found.stdout)
     assert result["receipt"]["runtime"].startswith("litert-lm-api")
     assert unicodedata.is_normalized("NFC", result["text"])
+
+
+def test_a_trial_in_a_process_of_its_own_and_a_watchdog_take_it_as_any_model(package, model, tmp_path):
+    settings = TrialSettings("auto", 1, tmp_path / "cache", load_s=60.0, answer_s=60.0)
+    trial = TrialProcess(package, settings, 512, memory_low=lambda: False)
+    try:
+        assert trial.load(lambda: False).graph == "small.litertlm"
+        (answer,) = trial.answer(["set the lights"], lambda: False)
+    finally:
+        trial.close()
+    watched = WatchedModel(model, Pulse(), 60.0)
+    assert watched.answer("set the lights", Options()).generation.text == answer.text
+    found = GraphTrial(tmp_path / "cache", 1).model_bytes(package)
+    assert found == package.manifest.requires.ram_mb << 20

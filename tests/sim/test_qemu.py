@@ -60,7 +60,9 @@ def value(words: list[str], flag: str) -> str:
 
 def test_the_command_line_is_the_images_and_then_ones_own(boot_files: Path) -> None:
     words = line(boot_files, Emulation(append="quiet panic=1"))
-    assert value(words, "-append") == "console=ttyAMA0 root=LABEL=rootfs mitigations=off nokaslr quiet panic=1"
+    assert (
+        value(words, "-append") == "console=ttyAMA0 root=LABEL=rootfs mitigations=off nokaslr quiet panic=1"
+    )
 
 
 def test_the_boards_cache_is_one_that_loses_what_was_not_flushed_by_its_system(boot_files: Path) -> None:
@@ -123,7 +125,7 @@ def test_it_runs_from_a_card_that_forgets(image: Path, tmp_path: Path) -> None:
 
 
 @needs_qemu
-def test_it_takes_orders_and_power_is_cut_where_the_system_does_not_listen(
+def test_it_waits_until_orders_are_taken_and_power_is_cut_where_the_system_does_not_listen(
     image: Path, tmp_path: Path
 ) -> None:
     with EmulatedBoard(image, tmp_path / "serial.log") as board:
@@ -131,6 +133,9 @@ def test_it_takes_orders_and_power_is_cut_where_the_system_does_not_listen(
         with socket.socket(socket.AF_UNIX) as control:
             control.connect(str(board.control))
             assert "QMP" in json.loads(control.recv(4096).splitlines()[0])
+        board._order("send-key", keys=[{"type": "qcode", "data": "power"}])
+        with pytest.raises(OSError, match="does not take dance"):
+            board._order("dance")
         assert not board.power_off(timeout_s=0.5)
         assert not board.is_running
 
