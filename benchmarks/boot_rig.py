@@ -49,7 +49,9 @@ agent:
   metrics: {interval_s: 10}
   updates:
     policy:
-      gate: {speed: null, energy: null, memory: 10, required: [answers], min_rounds: 4, max_rounds: 4, block_s: 0.1, cool_s: 0}
+      gate:
+        {speed: null, energy: null, memory: 10, required: [answers],
+         min_rounds: 4, max_rounds: 4, block_s: 0.1, cool_s: 0}
       load_s: 600
       answer_s: 600
       probation_s: 30

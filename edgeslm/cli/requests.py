@@ -157,7 +157,8 @@ def _read_tensors(path: Path) -> dict[str, Any] | list[Any]:
             f"{path} holds no object of arrays, and no list of such",
             hint='Write it like {"input": [[1, 2, 3]]}',
         )
-    return tensors
+    found: dict[str, Any] | list[Any] = tensors
+    return found
 
 
 def _read_schema(path: Path) -> dict[str, Any]:

@@ -11,6 +11,7 @@ model, where it has one.
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -30,7 +31,7 @@ OnText = Callable[[str], None]
 
 ShouldStop = Callable[[], FinishReason | None]
 """Asked between tokens: a reason ends the answer there. It may take its time, and compute other prompts meanwhile if it
-sets the engine's sequence aside for as long."""
+sets the engine's sequence aside for as long. After it gave a reason the engine is not touched any more."""
 
 
 @dataclass(frozen=True)
@@ -161,6 +162,10 @@ def generate(
     return generation
 
 
+class _EndedError(Exception):
+    """The answer ended before its prompt was computed."""
+
+
 class _Writer:
     """One answer while it grows."""
 
@@ -238,7 +243,8 @@ class _Writer:
         if not self._is_all(forced):
             self._compute(begun)
         self._pending = begun[-1:]
-        self._reason = self._ask()
+        if self._reason is None:
+            self._reason = self._ask()
         if self._reason is None:
             self._take_forced(forced)
 
@@ -251,10 +257,11 @@ class _Writer:
                 raise _EndedError  # whoever ended it may have begun to compute something else with the engine
             return False
 
-        if self._prefixes is None:
-            self._engine.prefill(begun[:-1], stop)
-        else:
-            self._cached = self._prefixes.prefill(self._engine, begun, stop)
+        with contextlib.suppress(_EndedError):
+            if self._prefixes is None:
+                self._engine.prefill(begun[:-1], stop)
+            else:
+                self._cached = self._prefixes.prefill(self._engine, begun, stop)
 
     def _is_all(self, forced: Sequence[int]) -> bool:
         """Whether `forced` is the whole answer: then the model need not be asked at all."""

@@ -41,6 +41,8 @@ _UNGUARDED = ("mitigations=off", "nokaslr")
 """Words for the kernel of ``virt``. With its addresses at random, Linux on a Cortex-A72 gives kernel and programs page
 tables of their own (KPTI), and QEMU forgets what it knows of pages at each change between them: four fifths of the time
 to start. An emulated processor leaks nothing by its timing."""
+_UNWATCHED = ("module_blacklist=bcm2835_wdt",)
+"""For ``raspi3b``, whose watchdog does not count in QEMU: it ends the board as soon as the system arms it."""
 _MAX_BOOT_BYTES = 256 * 2**20
 _POLL_S = 0.1
 _QMP_S = 10.0
@@ -90,7 +92,7 @@ def command(
         control: socket by which QEMU is told to power down.
     """
     words = (boot / "cmdline").read_text().split()
-    words += [*(_UNGUARDED if emulation.machine == "virt" else ()), *emulation.append.split()]
+    words += [*(_UNGUARDED if emulation.machine == "virt" else _UNWATCHED), *emulation.append.split()]
     drive = f"file={_escaped(disk)},format={disk_format},cache=writeback"
     shared = [
         *("-kernel", str(boot / "kernel"), "-initrd", str(boot / "initrd")),

@@ -245,6 +245,23 @@ def test_the_text_is_the_one_that_it_would_have_been(real: Client, fields: dict[
     assert "".join(deltas) == wanted["text"]
 
 
+def test_an_alarm_is_right_though_the_one_it_interrupts_ends_meanwhile(real: Client) -> None:
+    real.ask({"id": "alone", **LONG})
+    wanted = real.result("alone", 30)
+    took_ms = wanted["receipt"]["total_ms"]
+    ended = set()
+    for number in range(6):
+        deadline_ms = max(1, int(took_ms * (number + 1) / 6))
+        real.ask({"id": f"long{number}", **LONG, "deadline_ms": deadline_ms})
+        real.ask({"id": f"alarm{number}", **LONG, "priority": "high"})
+        assert real.result(f"alarm{number}", 30)["text"] == wanted["text"]
+        long = real.result(f"long{number}", 30)
+        ended.add(long.get("finish_reason") or long["error"]["code"])
+    assert "deadline" in ended
+    real.ask({"id": "again", **LONG})
+    assert real.result("again", 30)["text"] == wanted["text"]
+
+
 def test_with_a_budget_each_is_on_its_own_account(start: Any) -> None:  # noqa: F811
     agent, client = start(window(50.0, "60s"))
     client.ask({"id": "long", **LONG})
@@ -257,6 +274,17 @@ def test_with_a_budget_each_is_on_its_own_account(start: Any) -> None:  # noqa: 
     assert long["receipt"]["paused_ms"] >= alarm["receipt"]["total_ms"] - alarm["receipt"]["queue_ms"]
     assert 0 < alarm["receipt"]["energy_net_j"] < long["receipt"]["energy_net_j"]
     assert agent.waiting == 0
+
+
+def test_one_that_ends_while_an_alarm_is_computed_leaves_the_budget_to_that(start: Any) -> None:  # noqa: F811
+    _, client = start(window(50.0, "60s"))
+    client.ask({"id": "long", **LONG, "deadline_ms": 60})
+    client.ask({"id": "alarm", **LONG, "priority": "high"})
+    assert client.result("alarm", 30)["finish_reason"] in {"length", "schema"}
+    long = client.result("long")
+    assert long.get("finish_reason") in {"deadline", "schema", None}
+    client.ask({"id": "next", "prompt": "turn off the bedroom lamp"})
+    assert client.result("next")["finish_reason"] == "stop"
 
 
 def test_an_alarm_comes_at_once_while_the_budget_pauses_another(start: Any) -> None:  # noqa: F811

@@ -203,3 +203,28 @@ def test_rings_and_longer_contexts_are_what_they_were(tmp_path):
         assert shared.allocated_tokens == held
 
     np.testing.assert_array_equal(compute(shared, another), compute(alone, lambda: None))
+
+
+@pytest.mark.parametrize("asks", [1, 2, 3, 6])
+def test_an_answer_that_ended_does_not_touch_the_engine_any_more(model, asks, monkeypatch):
+    """Another sequence may be computed with it by then, on another thread."""
+    count = 0
+
+    def forbidden(*arguments: object, **more: object) -> None:
+        raise AssertionError("the engine was used")
+
+    def should_stop() -> FinishReason | None:
+        nonlocal count
+        count += 1
+        if count < asks:
+            return None
+        assert count == asks, "it is not asked again"
+        for name in ("run", "resize", "read_caches", "write_caches"):
+            monkeypatch.setattr(model.engine._executor, name, forbidden)
+        return "deadline"
+
+    prompt = " or ".join(["close the window in the attic"] * 5)
+    made = model.answer(prompt, LONG, should_stop=should_stop).generation
+    assert (made.finish_reason, count) == ("deadline", asks)
+    monkeypatch.undo()
+    assert model.answer(ALARM, LONG).generation.finish_reason == "stop"

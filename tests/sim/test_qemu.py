@@ -90,6 +90,9 @@ def test_a_raspberry_pi_gets_its_device_tree_and_its_network_by_usb(boot_files: 
     assert value(words, "-dtb") == str(boot_files / "dtb")
     assert "usb-net,netdev=net0" in words
     assert "-rtc" not in words, "the board has no clock that lasts"
+    assert "module_blacklist=bcm2835_wdt" in value(words, "-append").split(), (
+        "QEMU's watchdog ends it when armed"
+    )
 
 
 @needs_qemu

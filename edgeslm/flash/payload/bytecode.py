@@ -28,7 +28,10 @@ from edgeslm.flash.tree import Entry
 _PACKAGES = "/site-packages/"
 _LEFT_OUT = frozenset({"test", "tests"})
 _UNLOADED = frozenset(
-    {"anyio", "filelock", "fsspec", "google", "hf_xet", "httpcore2", "httpx2", "huggingface_hub", "jinja2", "pycparser"}
+    (
+        *("anyio", "filelock", "fsspec", "google", "hf_xet", "httpcore2", "httpx2"),
+        *("huggingface_hub", "jinja2", "pycparser"),
+    )
 )
 """Directories of packages, and packages, whose modules no agent loads: that of tokenizers can download, and brings what
 it takes for it. Where one is loaded after all, the board compiles it."""
@@ -67,7 +70,7 @@ def with_bytecode(
         OSError: the cache or `directory` cannot be read or written.
     """
     found = {entry.path: entry for entry in entries}
-    modules = {}
+    modules: dict[str, Module] = {}
     for path, entry in sorted(found.items()):
         made = cached_name(path, compiling.version)
         if _is_module(path) and isinstance(entry.content, Path) and made not in found:

@@ -66,16 +66,29 @@ def test_python_takes_what_was_compiled_and_writes_nothing(tmp_path: Path, compi
     (packages / "edgeslm/hello.py").write_text("print('another')\n")
     before = sorted(inside.rglob("*"))
     said = subprocess.run(
-        [inside / "bin/python", "-I", "-c", "import edgeslm.hello"], check=True, capture_output=True, text=True
+        [inside / "bin/python", "-I", "-c", "import edgeslm.hello"],
+        check=True,
+        capture_output=True,
+        text=True,
     ).stdout
     assert said == f"hello {importlib.util.cache_from_source(str(packages / 'edgeslm/hello.py'))}\n"
     assert sorted(inside.rglob("*")) == before
-    assert made.size_bytes == laid_out(tmp_path, None, "plain").size_bytes + sum(map(len, compiled(made).values()))
+    assert made.size_bytes == laid_out(tmp_path, None, "plain").size_bytes + sum(
+        map(len, compiled(made).values())
+    )
 
 
-def test_tests_templates_and_the_modules_themselves_are_left_alone(tmp_path: Path, compiling: Compiling) -> None:
+def test_tests_templates_and_the_modules_themselves_are_left_alone(
+    tmp_path: Path, compiling: Compiling
+) -> None:
     ran = Path("/tmp/edgeslm-was-run")
-    assert sorted(compiled(laid_out(tmp_path, compiling))) == ["__init__", "__main__", "hello", "launcher", "runs"]
+    assert sorted(compiled(laid_out(tmp_path, compiling))) == [
+        "__init__",
+        "__main__",
+        "hello",
+        "launcher",
+        "runs",
+    ]
     assert not ran.exists()
 
 
@@ -88,7 +101,9 @@ def test_it_is_compiled_once_and_the_same_each_time(tmp_path: Path, compiling: C
 
 
 @pytest.mark.parametrize("damage", ["cut", "other bytes", "another file", "no archive"])
-def test_what_was_kept_and_is_damaged_is_compiled_anew(tmp_path: Path, compiling: Compiling, damage: str) -> None:
+def test_what_was_kept_and_is_damaged_is_compiled_anew(
+    tmp_path: Path, compiling: Compiling, damage: str
+) -> None:
     first = compiled(laid_out(tmp_path, compiling, "1"))
     (kept,) = compiling.cache.glob("*.zip")
     data = kept.read_bytes()
