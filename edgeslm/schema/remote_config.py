@@ -34,6 +34,7 @@ SETTABLE: Final[dict[str, frozenset[str] | None]] = {
     "prefixes": None,
     "sessions": None,
     "threads": None,
+    "models_memory_mb": None,
     "pool": None,
     "power": frozenset({"sample_hz", "hwmon", "plug", "disabled"}),
     "updates": frozenset({"sources", "is_metered", "delivery", "policy"}),

@@ -142,10 +142,8 @@ class EchoModel:
             said.append(word if not said else f" {word}")
             if on_text is not None:
                 on_text(said[-1])
-            if options.max_tokens is not None and len(said) >= options.max_tokens:
-                reason = "length"
-            else:
-                reason = ask()
+            is_full = options.max_tokens is not None and len(said) >= options.max_tokens
+            reason = "length" if is_full else ask()
         self.answered.append(prompt)
         total_s = time.perf_counter() - started
         generation = Generation(

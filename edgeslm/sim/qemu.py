@@ -39,7 +39,7 @@ HOST = "10.0.2.2"
 _PROGRAMS = {"qemu-system-aarch64": "qemu-system-arm", "qemu-img": "qemu-utils"}
 _UNGUARDED = ("mitigations=off", "nokaslr")
 """Words for the kernel of ``virt``. With its addresses at random, Linux on a Cortex-A72 gives kernel and programs page
-tables of their own (KPTI), and QEMU forgets what it knows of pages at each change between them: four fifths of the time
+tables of their own (KPTI), and QEMU forgets what it knows of pages at each change between them: nearly half of the time
 to start. An emulated processor leaks nothing by its timing."""
 _UNWATCHED = ("module_blacklist=bcm2835_wdt",)
 """For ``raspi3b``, whose watchdog does not count in QEMU: it ends the board as soon as the system arms it."""
