@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import _thread
 import json
 import logging
 import signal
@@ -118,7 +119,9 @@ def stopped_by_signals() -> Iterator[StopEvent]:
     def on_signal(number: int, frame: FrameType | None) -> None:
         del number, frame
         stop.by_signal = True
-        stop.set()
+        # The thread that runs this may hold the very lock that set() takes: it was about to wait, or to set it for
+        # a signal before this one. Another thread can wait for that lock, and needs none to be started.
+        _thread.start_new_thread(stop.set, ())
 
     before = {number: signal.signal(number, on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
