@@ -105,8 +105,8 @@ LastResorts = list[Callable[[], object]]
 def _signals_unwind() -> Iterator[LastResorts]:
     """Let SIGTERM and SIGHUP end the demo the way Ctrl-C does, so that everything is cleaned up.
 
-    An exception out of a signal handler can strike while a lock is being taken, which then nobody gives back.
-    Whatever does not unwind in time is ended by the last resorts that the block has noted down.
+    An exception out of a signal handler can strike while a lock is being taken, which then nobody gives back, or where
+    nobody hears of it. Whatever does not unwind in time is ended by the last resorts that the block has noted down.
     """
     last_resorts: LastResorts = []
 
@@ -119,14 +119,17 @@ def _signals_unwind() -> Iterator[LastResorts]:
     def on_signal(number: int, frame: FrameType | None) -> None:
         del frame
         # A second one must not break the cleaning up.
-        for other in (signal.SIGTERM, signal.SIGHUP):
+        for other in heard:
             signal.signal(other, signal.SIG_IGN)
         timer = threading.Timer(UNWIND_TIMEOUT_S, give_up, [number])
         timer.daemon = True
         timer.start()
-        raise SystemExit(128 + number)
+        raise KeyboardInterrupt if number == signal.SIGINT else SystemExit(128 + number)
 
-    before = {number: signal.signal(number, on_signal) for number in (signal.SIGTERM, signal.SIGHUP)}
+    heard = [signal.SIGTERM, signal.SIGHUP]
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        heard.append(signal.SIGINT)
+    before = {number: signal.signal(number, on_signal) for number in heard}
     try:
         yield last_resorts
     finally:
