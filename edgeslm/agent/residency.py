@@ -243,7 +243,7 @@ class Residency:
                     path=str(installed.directory),
                     needed_bytes=needed_bytes,
                     free_bytes=room_bytes,
-                    hint="Raise 'models_memory', or take a smaller model" if is_too_large else None,
+                    hint="Raise 'models_memory_mb', or take a smaller model" if is_too_large else None,
                 )
             for model in list(self._known):
                 if self._loaded_bytes() + self._loading_bytes + needed_bytes <= self._limit_bytes:

@@ -152,6 +152,22 @@ def check_flatbuffer(path: Path) -> None:
         raise ModelLoadError(f"{path.name} is no TFLite flatbuffer", path=str(path))
 
 
+def import_runtime(runtime: Runtime) -> Any:
+    """The module that `runtime` is.
+
+    Raises:
+        RuntimeMissingError: it is installed but cannot be imported.
+    """
+    try:
+        return importlib.import_module(runtime.module)
+    except ImportError as error:
+        is_old = runtime.kind == "tflite-runtime"
+        raise RuntimeMissingError(
+            f"{runtime} cannot be imported: {error}",
+            hint="tflite-runtime 2.14 needs Python 3.11 and numpy<2" if is_old else None,
+        ) from error
+
+
 def open_interpreter(path: Path, runtime: Runtime, threads: int) -> Any:
     """An ``Interpreter`` over the graph at `path`, memory-mapped, with `threads` worker threads.
 
@@ -160,15 +176,7 @@ def open_interpreter(path: Path, runtime: Runtime, threads: int) -> Any:
         RuntimeMissingError: the runtime is installed but cannot be imported.
     """
     check_flatbuffer(path)
-    try:
-        module = importlib.import_module(runtime.module)
-    except ImportError as error:
-        raise RuntimeMissingError(
-            f"{runtime} cannot be imported: {error}",
-            hint="tflite-runtime 2.14 needs Python 3.11 and numpy<2"
-            if runtime.kind == "tflite-runtime"
-            else None,
-        ) from error
+    module = import_runtime(runtime)
     try:
         return module.Interpreter(model_path=str(path), num_threads=threads)
     except (ValueError, RuntimeError) as error:

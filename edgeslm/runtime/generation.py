@@ -119,7 +119,8 @@ class StopStrings:
         return next((n for n in range(longest, 0, -1) if self._pending.endswith(stop[:n])), 0)
 
 
-def _never() -> FinishReason | None:
+def never() -> FinishReason | None:
+    """No reason to stop."""
     return None
 
 
@@ -130,7 +131,7 @@ def generate(
     settings: GenerationSettings,
     *,
     on_text: OnText | None = None,
-    should_stop: ShouldStop = _never,
+    should_stop: ShouldStop = never,
     pace: Pace | None = None,
     earlier: EarlierAnswers | None = None,
     prefixes: Beginnings | None = None,

@@ -23,6 +23,7 @@ from edgeslm.runtime.backend import Runtime, native_output_hidden
 from edgeslm.runtime.conversation import Turn
 from edgeslm.runtime.generation import OnText, ShouldStop
 from edgeslm.runtime.model import Answer
+from edgeslm.runtime.opened import Opened
 from edgeslm.runtime.outcome import Outcome, beat_of, check_task
 from edgeslm.runtime.prompt import PromptEncoder
 from edgeslm.runtime.quantization import Floats
@@ -73,7 +74,7 @@ def prove_arrays(graph: TensorGraph, proof: ArrayProof, path: str) -> None:
             )
 
 
-class GraphModel:
+class GraphModel(Opened):
     """One package of arrays, ready on one thread; serves the agent like ``LoadedModel`` does.
 
     Attributes:
@@ -155,11 +156,6 @@ class GraphModel:
         return found
 
     @property
-    def name(self) -> str:
-        """Name and version."""
-        return f"{self.installed.manifest.name}@{self.installed.manifest.version}"
-
-    @property
     def tasks(self) -> tuple[Task, ...]:
         """What it does; a classifier of arrays gives its outputs as they are, too."""
         task = self.installed.manifest.task
@@ -179,16 +175,6 @@ class GraphModel:
     def outputs(self) -> Mapping[str, TensorSpec]:
         """What the graph gives, by name."""
         return self._opened.outputs
-
-    @property
-    def graph_file(self) -> str:
-        """The graph in use."""
-        return self.graph.file
-
-    @property
-    def runtime_name(self) -> str:
-        """The runtime that computes it, with version."""
-        return str(self.runtime)
 
     @property
     def context_tokens(self) -> int:

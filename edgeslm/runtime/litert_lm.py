@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import importlib
 import time
-import unicodedata
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -31,10 +30,12 @@ from edgeslm.errors import (
 from edgeslm.runtime.backend import Runtime
 from edgeslm.runtime.constraint_form import NAMES, AnswerForm, first_line, form_of, to_grammar
 from edgeslm.runtime.conversation import Turn
-from edgeslm.runtime.generation import Generation, OnText, ShouldStop
-from edgeslm.runtime.litert_lm_bundle import Bundle, Said, go_on, litert_lm_runtime, prove_text
+from edgeslm.runtime.generation import Generation, OnText, ShouldStop, never
+from edgeslm.runtime.litert_lm_bundle import Bundle, Said, litert_lm_runtime, prove_text
 from edgeslm.runtime.model import Answer, check_requirements, parse_json
+from edgeslm.runtime.opened import Opened
 from edgeslm.runtime.outcome import Outcome
+from edgeslm.runtime.prompt import normal_text
 from edgeslm.runtime.weight_cache import BUNDLE_SUFFIX
 from edgeslm.schema.installed import InstalledPackage
 from edgeslm.schema.message import Options, PromptRequest, Task
@@ -43,7 +44,7 @@ from edgeslm.schema.package import GraphSpec, TextProof
 _MAX_CHARS_PER_TOKEN = 64
 
 
-class LiteRtLmModel:
+class LiteRtLmModel(Opened):
     """A bundle, ready to answer; serves the agent like ``LoadedModel`` does.
 
     Attributes:
@@ -99,21 +100,6 @@ class LiteRtLmModel:
         return self._cache_dir / f"{sha256[:32]}-{self.runtime.version}{BUNDLE_SUFFIX}"
 
     @property
-    def name(self) -> str:
-        """Name and version."""
-        return f"{self.installed.manifest.name}@{self.installed.manifest.version}"
-
-    @property
-    def graph_file(self) -> str:
-        """The bundle."""
-        return self.graph.file
-
-    @property
-    def runtime_name(self) -> str:
-        """LiteRT-LM, with version."""
-        return str(self.runtime)
-
-    @property
     def context_tokens(self) -> int:
         """Most tokens of prompt and answer together."""
         return self._bundle.context_tokens
@@ -150,7 +136,7 @@ class LiteRtLmModel:
             BadRequestError: it is blank, no Unicode text, or spells the bundle's markup.
             ContextOverflowError: longer than the model takes.
         """
-        return self._fit(_clean(prompt), ())
+        return self._fit(normal_text(prompt), ())
 
     def _fit(self, prompt: str, turns: Sequence[Turn]) -> int:
         limit = min(self.installed.manifest.max_prompt_tokens, self._bundle.context_tokens - 1)
@@ -188,12 +174,12 @@ class LiteRtLmModel:
             InferenceError: LiteRT-LM fails; the model can still be used for the next prompt.
         """
         _check_options(options, self.name)
-        asked = _clean(prompt)
+        asked = normal_text(prompt)
         prompt_tokens = self._fit(asked, turns)
         wanted = options.max_tokens or self.max_answer_tokens
         said = Said(options.stop, on_text)
         max_tokens = min(wanted, self._bundle.context_tokens - prompt_tokens)
-        reason = self._bundle.say(asked, turns, max_tokens, options, should_stop or go_on, said.take)
+        reason = self._bundle.say(asked, turns, max_tokens, options, should_stop or never, said.take)
         generation = said.generation(self._bundle, prompt_tokens, reason, max_tokens, options)
         turn = None if options.session is None else Turn(asked, generation.text)
         return Answer(generation, self._parse(generation, options), turn)
@@ -238,17 +224,6 @@ def _check_form(form: AnswerForm) -> None:
     wrong = library.LLMatcher.validate_grammar(to_grammar(library, form))
     if wrong:
         raise ConstraintError(f"{NAMES[form.kind]} cannot be followed: {first_line(wrong)}", kind=form.kind)
-
-
-def _clean(prompt: str) -> str:
-    try:
-        prompt.encode()
-    except UnicodeEncodeError as error:
-        raise BadRequestError(f"the prompt is not Unicode text: {error.reason}") from error
-    text = unicodedata.normalize("NFC", prompt)
-    if not text.strip():
-        raise BadRequestError("empty prompt")
-    return text
 
 
 def load_bundle(

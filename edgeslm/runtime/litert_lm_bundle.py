@@ -8,7 +8,6 @@ Source: litert-lm-api 0.18.1, ``litert_lm/interfaces.py``.
 
 from __future__ import annotations
 
-import importlib
 import importlib.metadata
 import importlib.util
 import json
@@ -27,10 +26,11 @@ from edgeslm.runtime.backend import (
     LITERT_LM_MODULE,
     Runtime,
     hide_native_output_at_exit,
+    import_runtime,
     native_output_hidden,
 )
 from edgeslm.runtime.conversation import Turn
-from edgeslm.runtime.generation import Generation, OnText, ShouldStop, StopStrings
+from edgeslm.runtime.generation import Generation, OnText, ShouldStop, StopStrings, never
 from edgeslm.schema.message import FinishReason, Options
 from edgeslm.schema.package import BUNDLE, TextProof
 
@@ -82,12 +82,7 @@ class Bundle:
             ModelLoadError: LiteRT-LM does not take it.
             RuntimeMissingError: LiteRT-LM cannot be imported.
         """
-        try:
-            self._library: Any = importlib.import_module(runtime.module)
-        except ImportError as error:
-            raise RuntimeMissingError(f"{runtime} cannot be imported: {error}") from error
-        self._path = path
-        lib = self._library
+        lib = self._library = import_runtime(runtime)
         hide_native_output_at_exit()
         lib.set_min_log_severity(lib.LogSeverity.FATAL)
         try:
@@ -250,11 +245,6 @@ def _drain(stream: Any, pieces: queue.SimpleQueue[str | Exception | None]) -> No
         pieces.put(None)
 
 
-def go_on() -> FinishReason | None:
-    """No reason to stop."""
-    return None
-
-
 class Said:
     """An answer as it comes."""
 
@@ -317,7 +307,7 @@ def greedy_text(bundle: Bundle, prompt: str, max_tokens: int) -> str:
         InferenceError: LiteRT-LM fails.
     """
     said = Said((), None)
-    bundle.say(prompt, (), max_tokens, Options(), go_on, said.take)
+    bundle.say(prompt, (), max_tokens, Options(), never, said.take)
     return said.generation(bundle, 0, None, max_tokens, Options()).text
 
 

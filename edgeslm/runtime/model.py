@@ -29,8 +29,9 @@ from edgeslm.runtime.constraint_form import AnswerForm, form_of
 from edgeslm.runtime.conversation import PlainRenderer, Renderer, Turn, fit
 from edgeslm.runtime.engine import Engine, KvEngine
 from edgeslm.runtime.executor import CompiledExecutor, SignatureExecutor, has_compiled_model
-from edgeslm.runtime.generation import Generation, GenerationSettings, OnText, ShouldStop, generate
+from edgeslm.runtime.generation import Generation, GenerationSettings, OnText, ShouldStop, generate, never
 from edgeslm.runtime.likelihood import measure_likelihoods
+from edgeslm.runtime.opened import Opened
 from edgeslm.runtime.outcome import Outcome, beat_of, check_task
 from edgeslm.runtime.prefix_cache import PrefixPlace
 from edgeslm.runtime.prompt import PromptEncoder
@@ -42,7 +43,7 @@ from edgeslm.runtime.weight_cache import WeightCache
 from edgeslm.schema.base import version_key
 from edgeslm.schema.config import RuntimeChoice
 from edgeslm.schema.installed import InstalledPackage
-from edgeslm.schema.message import FinishReason, Options, PromptRequest, Task
+from edgeslm.schema.message import Options, PromptRequest, Task
 from edgeslm.schema.package import GraphProof, GraphSpec, TokenizerSpec
 
 
@@ -65,7 +66,7 @@ class Answer:
     dropped_chars: int = 0
 
 
-class LoadedModel:
+class LoadedModel(Opened):
     """One model, ready to answer on one thread.
 
     Attributes:
@@ -123,11 +124,6 @@ class LoadedModel:
             self.threads = threads
 
     @property
-    def name(self) -> str:
-        """Name and version."""
-        return f"{self.installed.manifest.name}@{self.installed.manifest.version}"
-
-    @property
     def fingerprint(self) -> str:
         """Names the graph in use by its content."""
         return self.installed.manifest.files[self.graph.file].sha256
@@ -149,16 +145,6 @@ class LoadedModel:
     def tokenizer(self) -> Tokenizer:
         """The package's tokenizer."""
         return self._tokenizer
-
-    @property
-    def graph_file(self) -> str:
-        """The graph in use."""
-        return self.graph.file
-
-    @property
-    def runtime_name(self) -> str:
-        """The runtime that computes it, with version."""
-        return str(self.runtime)
 
     @property
     def context_tokens(self) -> int:
@@ -243,7 +229,7 @@ class LoadedModel:
             ids,
             settings,
             on_text=on_text,
-            should_stop=should_stop if should_stop is not None else _no_reason,
+            should_stop=should_stop or never,
             pace=self._pace,
             earlier=self._earlier,
             prefixes=self._prefixes if fitted.dropped_turns == len(turns) else self._prefixes.next_turn(),
@@ -307,10 +293,6 @@ def _open_prompts(
     tokenizer = open_tokenizer(spec, installed.file(spec.file), manifest.prompt, manifest.stop_tokens)
     encoder = PromptEncoder(manifest.prompt, tokenizer, manifest.max_prompt_tokens)
     return tokenizer, encoder, PlainRenderer(encoder, tokenizer, manifest.stop_tokens)
-
-
-def _no_reason() -> FinishReason | None:
-    return None
 
 
 def parse_json(text: str) -> JsonValue:

@@ -22,6 +22,21 @@ _MAX_CHARS_PER_TOKEN = 64
 only cost time."""
 
 
+def normal_text(prompt: str) -> str:
+    """`prompt` in the normal form in which models were trained (NFC).
+
+    Raises:
+        BadRequestError: it is blank, or no Unicode text.
+    """
+    try:
+        prompt.encode()
+    except UnicodeEncodeError as error:
+        raise BadRequestError(f"the prompt is not Unicode text: {error.reason}") from error
+    if not prompt.strip():
+        raise BadRequestError("empty prompt")
+    return unicodedata.normalize("NFC", prompt)
+
+
 class PromptEncoder:
     """Puts prompts into a package's form and tokenizes them."""
 
@@ -82,17 +97,11 @@ class PromptEncoder:
         Raises:
             BadRequestError: it is blank, no Unicode text, or spells a special token.
         """
-        try:
-            prompt.encode()
-        except UnicodeEncodeError as error:
-            raise BadRequestError(f"the prompt is not Unicode text: {error.reason}") from error
-        text = unicodedata.normalize("NFC", prompt)
+        text = normal_text(prompt)
         if self._form.collapse_whitespace:
             text = " ".join(text.split())
         if self._form.lower:
             text = text.lower()
-        if not text.strip():
-            raise BadRequestError("empty prompt")
         for special in self._special if self._template is None else ():
             if special in text:
                 raise BadRequestError(f"the prompt contains the special token {special}")

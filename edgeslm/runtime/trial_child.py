@@ -17,7 +17,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from edgeslm.errors import EdgeslmError
+from edgeslm.errors import EdgeslmError, RuntimeMissingError
 from edgeslm.runtime.preflight import TrialSaid
 from edgeslm.runtime.trial import TrialOrder
 
@@ -36,6 +36,10 @@ def main(arguments: Sequence[str]) -> int:
             said = _load(order)
         except MemoryError:
             said = TrialSaid(fault=MemoryError.__name__)
+        except RuntimeMissingError as error:
+            lacked_memory = order.limit_bytes is not None and _is_there_without_limit(order)
+            fault = MemoryError if lacked_memory else RuntimeMissingError
+            said = TrialSaid(fault=fault.__name__, message=error.message[:2048], hint=error.hint)
         except EdgeslmError as error:
             hint = None if error.hint is None else error.hint[:1024]
             said = TrialSaid(
@@ -64,12 +68,24 @@ def _load(order: TrialOrder) -> TrialSaid:
 
     if order.limit_bytes is not None:
         limit = _status_bytes("VmData") + order.limit_bytes
-        resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
+        resource.setrlimit(resource.RLIMIT_DATA, (limit, resource.RLIM_INFINITY))
     before = _status_bytes("VmRSS")
     started = time.monotonic()
     installed = InstalledPackage(order.directory, order.manifest, order.sha256)
     load_served(installed, order.runtime, order.threads, order.cache_dir)
     return TrialSaid(grown_bytes=max(0, _status_bytes("VmHWM") - before), load_s=time.monotonic() - started)
+
+
+def _is_there_without_limit(order: TrialOrder) -> bool:
+    """Whether the runtime can be imported after all: one that lacks memory says that it cannot begin, no more."""
+    from edgeslm.runtime.backend import choose_runtime, import_runtime  # noqa: PLC0415
+
+    resource.setrlimit(resource.RLIMIT_DATA, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+    try:
+        import_runtime(choose_runtime(order.runtime))
+    except RuntimeMissingError:
+        return False
+    return True
 
 
 def _ask_interpreter(order: TrialOrder) -> str:

@@ -190,7 +190,7 @@ def test_the_windows_go_on_after_a_restart(start: Any) -> None:
     agent, _ = start({**window(0.12, "5m"), "max_wait": "0s"})
     (after,) = agent._power.steward.usage()
     # How many prompts are left depends on what else this machine does meanwhile.
-    assert before.used_j > 0
+    assert before.used_j > 1
     assert after.used_j >= before.used_j * (1 - 1e-9)
 
 
