@@ -218,7 +218,12 @@ class TestAPreparedImage:
         assert block_map.mapped_blocks * block_map.block_bytes == made.mapped_bytes < made.size_bytes
         subprocess.run(["sha256sum", "-c", f"{request.out.name}.sha256"], cwd=request.out.parent, check=True)
         assert read_record(request.out) == made
-        assert made.source.raw_sha256 == digest(request.image)
+        assert (made.source.sha256, made.source.raw_sha256) == (None, None)
+
+    def test_says_what_it_was_made_of_where_that_was_compared(self, make: Make):
+        stock = digest(make().image)
+        made = prepare(make(sha256=stock)).record
+        assert (made.source.sha256, made.source.raw_sha256) == (stock, stock)
 
     def test_has_no_secret_in_its_record(self, make: Make, claim: Claim):
         hashed = "$6$saltsalt$" + "x" * 86

@@ -26,7 +26,7 @@ from edgeslm.flash.base.recipe import BOOT_LABEL, INITRD, KERNEL, ROOT_LABEL, SU
 from edgeslm.flash.base.root import RootFiles, module_aliases, module_reader, write_root
 from edgeslm.flash.base.table import TAIL_BYTES, Span, table_bytes
 from edgeslm.flash.bytecode import Compiler
-from edgeslm.flash.image.sparse import copy_sparse
+from edgeslm.flash.image.past_cache import copy_sparse
 from edgeslm.flash.image.tools import run_tool
 
 _MIB = 2**20

@@ -18,9 +18,10 @@ from edgeslm.flash.disks.lsblk import BlockDevice
 from edgeslm.flash.disks.progress import Tell
 from edgeslm.flash.disks.selection import Need, choose
 from edgeslm.flash.disks.source import RawImage
-from edgeslm.flash.disks.target import DiskTarget, Expected, aligned
+from edgeslm.flash.disks.target import DiskTarget, Expected
 from edgeslm.flash.disks.transfer import read_all
 from edgeslm.flash.disks.writer import FIRST_BYTES, Written, verify_image, write_image
+from edgeslm.flash.image.past_cache import aligned
 
 List = Callable[[], Sequence[BlockDevice]]
 """Tells the block devices of this machine as they are now."""

@@ -10,8 +10,9 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from edgeslm.flash.disks.target import Target, aligned, disk_error
+from edgeslm.flash.disks.target import Target, disk_error
 from edgeslm.flash.disks.transfer import write_all
+from edgeslm.flash.image.past_cache import aligned
 
 
 @dataclass(frozen=True)

@@ -12,8 +12,9 @@ import hashlib
 import secrets
 
 from edgeslm.errors import FakeCapacityError
-from edgeslm.flash.disks.target import Target, aligned
+from edgeslm.flash.disks.target import Target
 from edgeslm.flash.disks.transfer import read_all, write_all
+from edgeslm.flash.image.past_cache import aligned
 
 _BLOCK_BYTES = 4_096
 _CUTS = 16

@@ -24,9 +24,9 @@ from edgeslm.errors import ImageContentError
 from edgeslm.files import read_bounded
 from edgeslm.flash.disks.layout import HEAD_BYTES, STEP_BYTES, Layout, Run, Unit, plan_layout
 from edgeslm.flash.disks.progress import Progress, Tell
-from edgeslm.flash.disks.target import aligned
 from edgeslm.flash.image.bmap import MAX_BMAP_BYTES, BlockMap, read_bmap
 from edgeslm.flash.image.partitions import read_table
+from edgeslm.flash.image.past_cache import aligned
 from edgeslm.flash.image.source import form_of, read_digest, unpack
 from edgeslm.flash.image.window import Window
 

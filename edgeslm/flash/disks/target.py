@@ -13,7 +13,6 @@ import array
 import contextlib
 import errno
 import fcntl
-import mmap
 import os
 import stat
 import struct
@@ -23,6 +22,7 @@ from typing import Protocol
 
 from edgeslm.errors import DiskBusyError, DiskError, DiskFaultError, DiskFullError, DiskGoneError
 from edgeslm.flash.disks.layout import STEP_BYTES
+from edgeslm.flash.image.past_cache import aligned
 
 # linux/fs.h and linux/cdrom.h
 _BLKRRPART = 0x125F
@@ -96,11 +96,6 @@ class Expected:
 
     number: str
     size_bytes: int
-
-
-def aligned(size_bytes: int) -> memoryview:
-    """A buffer that begins at a page, as ``O_DIRECT`` wants it; zeros at first."""
-    return memoryview(mmap.mmap(-1, size_bytes))
 
 
 class DiskTarget:

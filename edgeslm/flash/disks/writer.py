@@ -25,8 +25,9 @@ from edgeslm.flash.disks.layout import HEAD_BYTES, STEP_BYTES, Digester, Run, st
 from edgeslm.flash.disks.probe import probe
 from edgeslm.flash.disks.progress import Pace, Progress, Tell
 from edgeslm.flash.disks.source import Piece, RawImage, is_zero
-from edgeslm.flash.disks.target import Target, aligned
+from edgeslm.flash.disks.target import Target
 from edgeslm.flash.disks.transfer import read_all, write_all
+from edgeslm.flash.image.past_cache import aligned
 
 _CHECKPOINT_BYTES = 256 * 2**20
 _TAIL_BYTES = 2**20

@@ -3,36 +3,29 @@
 from __future__ import annotations
 
 import hashlib
-from concurrent.futures import Future, ThreadPoolExecutor
+
+from edgeslm.flash.image.beside import Beside
 
 _WORTH_BYTES = 64 * 1024
 """Shorter pieces are hashed sooner than they are handed over."""
 
 
 class SideDigest:
-    """The SHA-256 of pieces, one of which is hashed while the next is got ready."""
+    """The SHA-256 of pieces that come one after another, hashed while the next are got ready."""
 
     def __init__(self) -> None:
         self._hash = hashlib.sha256()
-        self._beside: ThreadPoolExecutor | None = None
-        self._waiting: Future[None] | None = None
+        self._beside = Beside()
 
-    def update(self, data: bytes) -> None:
-        """Go on with `data`, which nobody may change."""
-        self._wait()
+    def update(self, data: bytes | memoryview) -> None:
+        """Go on with `data`, which nobody may change until :data:`~edgeslm.flash.image.beside.LAG` more came."""
         if len(data) < _WORTH_BYTES:
+            self._beside.wait()
             self._hash.update(data)
-            return
-        if self._beside is None:
-            self._beside = ThreadPoolExecutor(1)
-        self._waiting = self._beside.submit(self._hash.update, data)
+        else:
+            self._beside.do(self._hash.update, data)
 
     def hexdigest(self) -> str:
         """The digest of all so far."""
-        self._wait()
+        self._beside.wait()
         return self._hash.hexdigest()
-
-    def _wait(self) -> None:
-        if self._waiting is not None:
-            self._waiting.result()
-            self._waiting = None

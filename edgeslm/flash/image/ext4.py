@@ -12,7 +12,6 @@ Source: debugfs(8); its words are split by ss_parse of libss, where a quote with
 
 from __future__ import annotations
 
-import os
 import posixpath
 import stat
 import tempfile
@@ -213,7 +212,6 @@ class Ext4Tree:
             # What holds data in the image does in the copy as well, so that all of it is written over.
             with copy.open("rb") as stream, window.path.open("r+b") as image:
                 copy_part(stream.fileno(), image.fileno(), start=0, size=size, to=window.start_bytes)
-                os.fsync(image.fileno())
 
     def _look_again(self) -> None:
         self._reader = Ext4Reader(self.window)

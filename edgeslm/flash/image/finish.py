@@ -10,18 +10,20 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
-from edgeslm.errors import ImageError, TreeError
+from edgeslm.errors import ImageError
 from edgeslm.files import replace_file
+from edgeslm.flash.image.beside import Beside
 from edgeslm.flash.image.bmap import BLOCK_BYTES, BlockMap, BlockRange, write_bmap
+from edgeslm.flash.image.digests import SideDigest
 from edgeslm.flash.image.ext4_reader import Ext4Reader
 from edgeslm.flash.image.fat_reader import FatReader
 from edgeslm.flash.image.filesystems import probe
 from edgeslm.flash.image.partitions import read_table
-from edgeslm.flash.image.sparse import COPY_BYTES, data_ranges, is_zero
+from edgeslm.flash.image.past_cache import STEP_BYTES, chunks, is_zero
 from edgeslm.flash.image.window import Window
 
 UNIT_BYTES = 64 * 1024
@@ -55,12 +57,16 @@ def finish(path: Path, *, report: OnProgress | None = None) -> Finished:
         ImageError: it cannot be read, or they cannot be written.
         TreeError: a file system in it is damaged.
     """
+    try:
+        # Before it is read, so that what is hashed is what lies on the disk.
+        with path.open("r+b") as stream:
+            os.fsync(stream.fileno())
+    except OSError as error:
+        raise ImageError(f"cannot finish {path}: {error.strerror or error}", path=str(path)) from error
     digest, block_map = map_image(path, report=report)
     bmap_path = path.with_name(f"{path.name}.bmap")
     digest_path = path.with_name(f"{path.name}.sha256")
     try:
-        with path.open("r+b") as stream:
-            os.fsync(stream.fileno())
         replace_file(bmap_path, write_bmap(block_map))
         replace_file(digest_path, f"{digest}  {path.name}\n".encode())
     except OSError as error:
@@ -80,10 +86,12 @@ def map_image(path: Path, *, report: OnProgress | None = None) -> tuple[str, Blo
             size = os.fstat(stream.fileno()).st_size
             window = Window(path, stream.fileno(), 0, size)
             free = list(_free_units(window))
-            with ThreadPoolExecutor(1) as beside:
+            with Beside() as beside:
                 mapper = _Mapper(size, free, beside)
                 mapper.read(stream.fileno(), report)
                 return mapper.finish()
+    except EOFError as error:
+        raise ImageError(f"{path} became shorter while it was read", path=str(path)) from error
     except OSError as error:
         raise ImageError(f"cannot read {path}: {error.strerror or error}", path=str(path)) from error
 
@@ -107,58 +115,46 @@ def _free_units(window: Window) -> Iterator[tuple[int, int]]:
 
 
 class _Mapper:
-    """Hashes an image as a whole and in parts, each on a core of its own."""
+    """Hashes an image as a whole and in parts, each in a thread of its own."""
 
-    def __init__(self, size_bytes: int, free: list[tuple[int, int]], beside: ThreadPoolExecutor) -> None:
+    def __init__(self, size_bytes: int, free: list[tuple[int, int]], beside: Beside) -> None:
         self._size = size_bytes
         self._free = free
         self._beside = beside
-        self._whole = hashlib.sha256()
-        self._waiting: Future[None] | None = None
+        self._whole = SideDigest()
         self._ranges: list[BlockRange] = []
         self._range = hashlib.sha256()
         self._start: int | None = None
-        self._zeros = bytes(COPY_BYTES)
+        self._zeros = memoryview(bytes(STEP_BYTES))
         self._next_free = 0
 
     def read(self, descriptor: int, report: OnProgress | None) -> None:
         """Read all of the image, holes by their length."""
-        data = list(data_ranges(descriptor, 0, self._size))
-        at = index = 0
-        while at < self._size:
-            end = min(at + COPY_BYTES, self._size)
-            while index < len(data) and data[index][1] <= at:
-                index += 1
-            is_hole = index == len(data) or data[index][0] >= end
-            self._take(
-                at, self._zeros[: end - at] if is_hole else _exactly(descriptor, at, end - at), is_hole
-            )
-            at = end
-            if report is not None:
-                report(at, self._size)
+        with closing(chunks(descriptor, self._size)) as found:
+            for chunk in found:
+                data = self._zeros[: chunk.end - chunk.start] if chunk.data is None else chunk.data
+                self._whole.update(data)
+                self._beside.do(self._take, chunk.start, data, chunk.data is None)
+                if report is not None:
+                    report(chunk.end, self._size)
 
     def finish(self) -> tuple[str, BlockMap]:
         """The digest of all, and the map."""
+        self._beside.wait()
         self._close(self._size)
-        self._wait()
         return self._whole.hexdigest(), BlockMap(self._size, BLOCK_BYTES, tuple(self._ranges))
 
-    def _wait(self) -> None:
-        if self._waiting is not None:
-            self._waiting.result()
-
-    def _take(self, at: int, data: bytes, is_hole: bool) -> None:
-        self._wait()
-        self._waiting = self._beside.submit(self._whole.update, data)
+    def _take(self, at: int, data: memoryview, is_hole: bool) -> None:
+        """Go on with the parts."""
         for first, last, left_out in self._parts(at, data, is_hole):
             if left_out:
                 self._close(first)
                 continue
             if self._start is None:
                 self._start = first
-            self._range.update(memoryview(data)[first - at : last - at])
+            self._range.update(data[first - at : last - at])
 
-    def _parts(self, at: int, data: bytes, is_hole: bool) -> Iterator[tuple[int, int, bool]]:
+    def _parts(self, at: int, data: memoryview, is_hole: bool) -> Iterator[tuple[int, int, bool]]:
         """Stretches of `data` that are left out or not, as (start, end, left out)."""
         start, before = at, None
         for unit in range(at, at + len(data), UNIT_BYTES):
@@ -182,13 +178,3 @@ class _Mapper:
         self._ranges.append(BlockRange(self._start // BLOCK_BYTES, last, self._range.hexdigest()))
         self._start = None
         self._range = hashlib.sha256()
-
-
-def _exactly(descriptor: int, at: int, size: int) -> bytes:
-    data = os.pread(descriptor, size, at)
-    while len(data) < size:
-        more = os.pread(descriptor, size - len(data), at + len(data))
-        if not more:
-            raise TreeError("the image became shorter while it was read", path="/")
-        data += more
-    return data

@@ -1,4 +1,4 @@
-"""The forms in which images are published, each unpacked piece by piece.
+"""The packed forms in which images are published, each unpacked piece by piece.
 
 What always holds: a form ends where it says or it is an error; what follows its end is another of its kind, padding of
 zeros, or an error. A few MB are held in memory, and what the decoder asks for: 64 MiB for ``xz -9``.
@@ -21,9 +21,10 @@ import zstandard
 
 from edgeslm.errors import ImageSourceError
 from edgeslm.flash.image.digests import SideDigest
-from edgeslm.flash.image.sparse import COPY_BYTES, data_ranges
+from edgeslm.flash.image.sparse import COPY_BYTES
 
-Form = Literal["raw", "xz", "gz", "zst", "zip"]
+PackedForm = Literal["xz", "gz", "zst", "zip"]
+Form = Literal["raw"] | PackedForm
 OnProgress = Callable[[int, int], None]
 """Told how many bytes of the source were read, and of how many; what it raises ends the unpacking."""
 GET_IT_AGAIN = "Get the image again, and compare its SHA-256 with the one that is published beside it"
@@ -38,6 +39,11 @@ class Reading:
     """The source, hashed as it is read from its first byte to its last."""
 
     def __init__(self, path: Path, stream: BinaryIO, report: OnProgress) -> None:
+        """Begin.
+
+        Args:
+            report: told how far it is.
+        """
         self.path = path
         self.stream = stream
         self.size_bytes = os.fstat(stream.fileno()).st_size
@@ -59,10 +65,14 @@ class Reading:
             raise self.cut_short()
         return data
 
-    def took(self, data: bytes) -> None:
+    def took(self, data: bytes | memoryview) -> None:
         """Count and hash what was read."""
         self._hash.update(data)
-        self.at += len(data)
+        self.passed(len(data))
+
+    def passed(self, size: int) -> None:
+        """Count what was read by others, or not at all."""
+        self.at += size
         self._report(self.at, self.size_bytes)
 
     def finish(self) -> str:
@@ -87,11 +97,9 @@ class Reading:
         )
 
 
-def pieces_of(reading: Reading, form: Form) -> Iterator[bytes]:
+def pieces_of(reading: Reading, form: PackedForm) -> Iterator[bytes]:
     """The raw image in pieces of bounded size."""
     match form:
-        case "raw":
-            return _raw(reading)
         case "xz":
             return _xz(reading)
         case "gz":
@@ -100,24 +108,6 @@ def pieces_of(reading: Reading, form: Form) -> Iterator[bytes]:
             return _zst(reading)
         case "zip":
             return _zip(reading)
-
-
-def _raw(reading: Reading) -> Iterator[bytes]:
-    """A raw image; its holes are not read."""
-    zeros = bytes(COPY_BYTES)
-    ranges = data_ranges(reading.stream.fileno(), 0, reading.size_bytes)
-    for first, last in [*ranges, (reading.size_bytes, reading.size_bytes)]:
-        while reading.at < first:
-            piece = zeros[: first - reading.at]
-            reading.took(piece)
-            yield piece
-        while reading.at < last:
-            # Looking for holes moved the file's own place, of which the stream's buffer knows nothing.
-            piece = os.pread(reading.stream.fileno(), min(COPY_BYTES, last - reading.at), reading.at)
-            if not piece:
-                raise reading.cut_short()
-            reading.took(piece)
-            yield piece
 
 
 def _xz(reading: Reading) -> Iterator[bytes]:

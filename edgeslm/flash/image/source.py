@@ -1,9 +1,11 @@
 """An image as it is published, unpacked into a raw file with holes.
 
 What always holds: the form is known by its content and not by its name, both digests are of what was really read, and
-the file is there under its name only when all of it was unpacked and no digest said otherwise.
+the file is there under its name only when all of it was unpacked and no digest said otherwise. Reading, unpacking,
+hashing and writing go on beside each other.
 
-Left to others: what each form looks like (:mod:`edgeslm.flash.image.forms`).
+Left to others: what each packed form looks like (:mod:`edgeslm.flash.image.forms`), and how files are read and written
+(:mod:`edgeslm.flash.image.past_cache`).
 """
 
 from __future__ import annotations
@@ -12,6 +14,7 @@ import os
 import re
 import secrets
 import shutil
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -19,8 +22,8 @@ from typing import BinaryIO
 from edgeslm.errors import ImageDigestError, ImageError, ImageSourceError
 from edgeslm.files import PARTIAL, read_bounded
 from edgeslm.flash.image.digests import SideDigest
-from edgeslm.flash.image.forms import GET_IT_AGAIN, Form, OnProgress, Reading, pieces_of
-from edgeslm.flash.image.sparse import write_sparse
+from edgeslm.flash.image.forms import GET_IT_AGAIN, Form, OnProgress, PackedForm, Reading, pieces_of
+from edgeslm.flash.image.past_cache import STEP_BYTES, SparseWriter, chunks, clone
 
 __all__ = ["MAX_IMAGE_BYTES", "Form", "OnProgress", "Unpacked", "form_of", "read_digest", "unpack"]
 
@@ -55,14 +58,15 @@ class Unpacked:
         path: the raw image.
         form: what the source was.
         source_sha256: of the source, as it lies there.
-        sha256: of the raw image.
+        sha256: of the raw image. Both are ``None`` where the source is raw and there is nothing to compare with:
+            hashing it would take longer than copying it.
         size_bytes: of the raw image.
     """
 
     path: Path
     form: Form
-    source_sha256: str
-    sha256: str
+    source_sha256: str | None
+    sha256: str | None
     size_bytes: int
 
 
@@ -100,9 +104,13 @@ def unpack(
             reading = Reading(source, stream, report or _ignore)
             form = _form(source, stream)
             _check_space(source, stream, target, max_bytes)
+            if form == "raw" and reading.size_bytes > max_bytes:
+                raise _too_large(source, max_bytes)
             try:
-                found = _unpack(reading, form, beside, max_bytes)
-                unpacked = Unpacked(target, form, reading.finish(), *found)
+                if form == "raw":
+                    unpacked = _copy(reading, beside, target, hashed=expected is not None)
+                else:
+                    unpacked = _unpack(reading, form, beside, target, max_bytes)
                 _check_digest(source, unpacked, expected)
                 beside.replace(target)
             finally:
@@ -204,31 +212,56 @@ def _too_large(source: Path, max_bytes: int) -> ImageSourceError:
     )
 
 
-def _unpack(reading: Reading, form: Form, target: Path, max_bytes: int) -> tuple[str, int]:
-    """Write the raw image; its digest and size."""
-    digest = None if form == "raw" else SideDigest()
-    size = 0
-    with target.open("xb") as writing:
-        for piece in pieces_of(reading, form):
-            if size + len(piece) > max_bytes:
-                raise _too_large(reading.path, max_bytes)
-            if digest is not None:
-                digest.update(piece)
-            write_sparse(writing.fileno(), piece, size)
-            size += len(piece)
+def _copy(reading: Reading, beside: Path, target: Path, *, hashed: bool) -> Unpacked:
+    """Copy a raw image to `beside`, as which it comes to `target`; hash it only where that is of use."""
+    size, source = reading.size_bytes, reading.stream.fileno()
+    zeros = bytes(STEP_BYTES if hashed else 0)
+    with beside.open("xb") as writing:
+        if not hashed and clone(source, writing.fileno()):
+            reading.passed(size)
+            return Unpacked(target, "raw", None, None, size)
         writing.truncate(size)
+        try:
+            with closing(chunks(source, size)) as found, SparseWriter(writing.fileno()) as writer:
+                for chunk in found:
+                    writer.put(chunk)
+                    length = chunk.end - chunk.start
+                    if hashed:
+                        reading.took(zeros[:length] if chunk.data is None else chunk.data)
+                    else:
+                        reading.passed(length)
+                digest = reading.finish() if hashed else None
+                writer.finish(size)
+        except EOFError as error:
+            raise reading.cut_short() from error
+    return Unpacked(target, "raw", digest, digest, size)
+
+
+def _unpack(reading: Reading, form: PackedForm, beside: Path, target: Path, max_bytes: int) -> Unpacked:
+    """Unpack an image to `beside`, as which it comes to `target`."""
+    digest = SideDigest()
+    size = 0
+    with beside.open("xb") as writing, SparseWriter(writing.fileno()) as writer:
+        for piece in pieces_of(reading, form):
+            size += len(piece)
+            if size > max_bytes:
+                raise _too_large(reading.path, max_bytes)
+            digest.update(piece)
+            writer.add(piece)
+        writer.finish(size)
     if not size:
         raise reading.damaged("there is nothing in it")
-    return reading.finish() if digest is None else digest.hexdigest(), size
+    return Unpacked(target, form, reading.finish(), digest.hexdigest(), size)
 
 
 def _check_digest(source: Path, unpacked: Unpacked, expected: str | None) -> None:
     if expected is None or expected in (unpacked.source_sha256, unpacked.sha256):
         return
+    actual = unpacked.source_sha256 or ""
     raise ImageDigestError(
-        f"{source} has the SHA-256 {unpacked.source_sha256}, and was to have {expected}",
+        f"{source} has the SHA-256 {actual}, and was to have {expected}",
         path=str(source),
         expected=expected,
-        actual=unpacked.source_sha256,
+        actual=actual,
         hint=GET_IT_AGAIN,
     )

@@ -1,6 +1,8 @@
 """Files with holes: which parts hold data, and copying those alone.
 
 An image of 8 GB holds 2 GB; what is not there is neither read nor written.
+
+Left to others: whole images (:mod:`edgeslm.flash.image.past_cache`).
 """
 
 from __future__ import annotations
@@ -8,14 +10,9 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Iterator
-from pathlib import Path
-
-from edgeslm.errors import ImageError
 
 COPY_BYTES = 2**20
 """How much is held in memory at a time."""
-_HOLE_BYTES = 65536
-_ZEROS = bytes(COPY_BYTES)
 _NO_COPY_IN_KERNEL = frozenset({errno.EXDEV, errno.ENOSYS, errno.EINVAL, errno.EOPNOTSUPP, errno.EPERM})
 
 
@@ -45,11 +42,6 @@ def data_ranges(descriptor: int, start: int, end: int) -> Iterator[tuple[int, in
         at = last
 
 
-def is_zero(data: bytes) -> bool:
-    """Whether all of `data`, at most `COPY_BYTES`, is zero."""
-    return _ZEROS.startswith(data)
-
-
 def copy_part(source: int, target: int, *, start: int, size: int, to: int = 0) -> None:
     """Copy `size` bytes at `start` of one open file to `to` in another, where holes are and stay.
 
@@ -60,39 +52,6 @@ def copy_part(source: int, target: int, *, start: int, size: int, to: int = 0) -
     """
     for first, last in data_ranges(source, start, start + size):
         _copy_data(source, target, first, last - first, first - start + to)
-
-
-def copy_sparse(source: Path, target: Path) -> None:
-    """Copy an image to a file that must not be there yet; holes stay holes.
-
-    Raises:
-        ImageError: either refuses; nothing is left of the copy.
-    """
-    try:
-        with source.open("rb") as reading, target.open("xb") as writing:
-            try:
-                size = os.fstat(reading.fileno()).st_size
-                copy_part(reading.fileno(), writing.fileno(), start=0, size=size)
-                os.ftruncate(writing.fileno(), size)
-            except BaseException:
-                target.unlink(missing_ok=True)
-                raise
-    except OSError as error:
-        raise ImageError(
-            f"cannot copy {source} to {target}: {error.strerror or error}", path=str(target)
-        ) from error
-
-
-def write_sparse(descriptor: int, data: bytes, at: int) -> None:
-    """Write `data` at `at`, where there is nothing but holes, and leave blocks of zeros as holes.
-
-    Raises:
-        OSError: the disk refuses.
-    """
-    for first in range(0, len(data), _HOLE_BYTES):
-        piece = data[first : first + _HOLE_BYTES]
-        if not is_zero(piece):
-            write_all(descriptor, piece, at + first)
 
 
 def write_all(descriptor: int, data: bytes | memoryview, at: int) -> None:

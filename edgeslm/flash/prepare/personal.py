@@ -20,7 +20,7 @@ from edgeslm.flash.boot_settings import read_boot_facts
 from edgeslm.flash.first_boot import FirstBootFiles, detect
 from edgeslm.flash.image.finish import finish
 from edgeslm.flash.image.image import Image, open_image
-from edgeslm.flash.image.sparse import copy_sparse
+from edgeslm.flash.image.past_cache import copy_sparse
 from edgeslm.flash.payload import boot_text, layout
 from edgeslm.flash.payload.claims import claim_entries
 from edgeslm.flash.payload.manifest import MAX_MANIFEST_BYTES, InstalledPayload, described

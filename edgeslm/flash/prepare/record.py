@@ -30,14 +30,14 @@ class SourceImage(FileModel):
     Attributes:
         name: of the file.
         sha256: of the file.
-        raw_sha256: of what was in it.
+        raw_sha256: of what was in it. Both are ``None`` for a raw image that there was no digest to compare with.
         size_bytes: of what was in it.
     """
 
     name: Name
     form: Literal["raw", "xz", "gz", "zst", "zip"]
-    sha256: Sha256
-    raw_sha256: Sha256
+    sha256: Sha256 | None = None
+    raw_sha256: Sha256 | None = None
     size_bytes: Bytes
 
 

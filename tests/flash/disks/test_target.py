@@ -24,7 +24,8 @@ from edgeslm.flash.disks.lsblk import BlockDevice, list_devices
 from edgeslm.flash.disks.progress import Progress
 from edgeslm.flash.disks.selection import Need
 from edgeslm.flash.disks.source import open_raw
-from edgeslm.flash.disks.target import DiskTarget, Expected, aligned, disk_error
+from edgeslm.flash.disks.target import DiskTarget, Expected, disk_error
+from edgeslm.flash.image.past_cache import aligned
 
 MIB = 2**20
 TRYING = Need(loops=True)

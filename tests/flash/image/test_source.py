@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import hashlib
 import lzma
+import os
 import random
 import shutil
 import struct
@@ -143,6 +144,31 @@ def test_the_digest_of_either_the_source_or_the_image_will_do(tmp_path: Path) ->
     source = write(tmp_path, PACKED["gz"])
     for digest in (SHA256, hashlib.sha256(PACKED["gz"]).hexdigest()):
         unpack(source, tmp_path / "out.img", sha256=digest)
+
+
+def test_a_raw_image_is_hashed_only_where_there_is_a_digest_to_compare_with(tmp_path: Path) -> None:
+    source = write(tmp_path, RAW)
+    found = unpack(source, tmp_path / "out.img")
+    assert (found.sha256, found.source_sha256, found.size_bytes) == (None, None, len(RAW))
+    assert (tmp_path / "out.img").read_bytes() == RAW
+    found = unpack(source, tmp_path / "out.img", sha256=SHA256)
+    assert (found.sha256, found.source_sha256) == (SHA256, SHA256)
+    packed = unpack(write(tmp_path, PACKED["gz"]), tmp_path / "out.img")
+    assert packed.sha256 == SHA256
+
+
+def test_a_raw_image_that_becomes_shorter_while_it_is_copied_is_cut_short(tmp_path: Path) -> None:
+    source = write(tmp_path, random.Random(1).randbytes(40 * MIB), "raw.img")
+
+    def cut(done: int, _total: int) -> None:
+        if done == 4 * MIB:
+            os.truncate(source, 5 * MIB)
+
+    for digest in (None, "0" * 64):
+        with pytest.raises(ImageSourceError, match="cut short"):
+            unpack(source, tmp_path / "out.img", sha256=digest, report=cut)
+        assert [each.name for each in tmp_path.iterdir()] == [source.name]
+        source.write_bytes(random.Random(1).randbytes(40 * MIB))
 
 
 @pytest.mark.parametrize("digest", ["", "xyz", "0" * 63, "g" * 64])
