@@ -159,7 +159,7 @@ def measure_load(world: _World, quick: bool) -> Found:
     time.sleep(3.0)
     idle = (_cpu_s(world.agent.pid) - idle_s) / (time.monotonic() - began_s)
     share, sent, _ = _loaded(world, "sensors", seconds, lambda: time.sleep(seconds))
-    pairs = _in_turns(world, asker, 10.0 if quick else 40.0)
+    pairs = _in_turns(world, asker, 10.0 if quick else 100.0)
     token_ms = statistics.median(1e3 / tps for _, tps in calm)
     late_ms = statistics.median(under - beside for under, beside in pairs)
     spread_ms = statistics.pstdev(under - beside for under, beside in pairs) / len(pairs) ** 0.5

@@ -1,9 +1,9 @@
 """What an outage of the broker costs: reports lost, prompts computed twice.
 
-A real mosquitto is killed and comes back after 75 s (a rough look: 15 s), while four clients ask one prompt after the
-other and the agent reports each second. 75 s of that are 225 reports, more than ten minutes at the usual minute make;
-the spool goes to the disk after 60 s. ``spool_lost`` are numbers missing from what a subscriber with a kept
-session got; ``duplicates_acted`` are prompts that the agent says it answered, less those that were asked.
+A real mosquitto is killed and comes back after ten minutes (a rough look: 15 s), while four clients ask one prompt
+after the other and the agent reports each second instead of each minute; the spool goes to the disk after 60 s.
+``spool_lost`` are numbers missing from what a subscriber with a kept session got; ``duplicates_acted`` are prompts that
+the agent says it answered, less those that were asked.
 """
 
 from __future__ import annotations

@@ -65,6 +65,8 @@ LINGER_S = 0.2
 """For the broker to close a connection after DISCONNECT."""
 _LOOK_S = 0.005
 """While messages come one on the heels of the other, the clock and the network's other needs wait so long at most."""
+_MOST_AT_ONCE = 16
+"""Plain messages that are told before the network's other needs are looked at."""
 _OF_DATES = (9, 10)
 """A certificate is not valid yet, or not any more (OpenSSL, X509_STORE_CTX_get_error(3))."""
 
@@ -213,7 +215,7 @@ class Connection:
     Attributes:
         filters: (filter, qos) to subscribe on connecting.
         arrived: what `news` is to call for a received message,
-        heard: and for one that paho did not see, with QoS 0 and no properties.
+        heard: and for such as paho did not see, with QoS 0 and no properties, in their order.
         confirmed: what `news` is to call for a message id that the broker confirmed.
         news: what happened, for the link thread to call when no lock of paho is held.
         is_subscribed: CONNACK came, and SUBACK if there was something to subscribe.
@@ -250,7 +252,7 @@ class Connection:
         self.news: deque[Callable[[], None]] = deque()
         self.filters: tuple[tuple[str, int], ...] = ()
         self.arrived: Callable[[Connection, paho.MQTTMessage], None] | None = None
-        self.heard: Callable[[Message], None] | None = None
+        self.heard: Callable[[Sequence[Message]], None] | None = None
         self.confirmed: Callable[[Connection, int], None] | None = None
         self.held_until_s = 0.0
         self._look_s = 0.0
@@ -356,11 +358,17 @@ class Connection:
         self._client.loop_misc()
 
     def _read(self) -> None:
+        self._client.fetch()
         message = self._client.next_plain()
         if message is None:
             self._client.loop_read()
-        elif self.heard is not None:
-            self.news.append(partial(self.heard, message))
+            return
+        heard = []
+        while message is not None:
+            heard.append(message)
+            message = self._client.next_plain() if len(heard) < _MOST_AT_ONCE else None
+        if self.heard is not None:
+            self.news.append(partial(self.heard, heard))
 
     def disconnect(self, deadline_s: float) -> None:
         """Send DISCONNECT, and let the broker close the connection first."""

@@ -154,9 +154,8 @@ class MqttLink:
         connection = self._connection
         if connection is None:
             return
-        was_held = connection.held_until_s > time.monotonic()
-        connection.held_until_s = time.monotonic() + seconds if seconds > 0 else 0.0
-        if was_held and seconds <= 0:
+        before_s, connection.held_until_s = connection.held_until_s, time.monotonic() + max(seconds, 0.0)
+        if connection.held_until_s < before_s:
             self._waker.wake()
 
     # --- the thread ----------------------------------------------------------------------------------------
@@ -295,10 +294,12 @@ class MqttLink:
             hops=hops_of(properties),
             acknowledge=acknowledge,
         )
-        self._on_heard(message)
+        self._on_heard([message])
 
-    def _on_heard(self, message: Message) -> None:
-        if self._events is not None:
+    def _on_heard(self, messages: Sequence[Message]) -> None:
+        if self._events is None:
+            return
+        for message in messages:
             self._tell(partial(self._events.on_message, message))
 
     def _acknowledge(self, connection: Connection, serial: int) -> None:

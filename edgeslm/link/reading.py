@@ -14,6 +14,8 @@ The form of a packet: MQTT 5.0, sections 2.1 and 3.3; MQTT 3.1.1, the same secti
 
 from __future__ import annotations
 
+import contextlib
+
 import paho.mqtt.client as paho
 
 from edgeslm.link.port import Message
@@ -38,6 +40,16 @@ class ReadingClient(paho.Client):
     _body_left = 0
     _length = 0
     _length_bytes = 0
+
+    def fetch(self) -> None:
+        """Read a piece, where paho waits for the beginning of a packet and nothing is here; the network is ready.
+
+        An end, or a fault of the network, is found again by paho and is its to tell.
+        """
+        if self.has_ahead() or self._body_left or self._in_header or not self._knows_place:
+            return
+        with contextlib.suppress(OSError):
+            self._piece, self._at = super()._sock_recv(_PIECE_BYTES), 0
 
     def has_ahead(self) -> bool:
         """Whether something is read already that no poll announces."""
