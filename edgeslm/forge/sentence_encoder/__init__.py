@@ -1,0 +1,1 @@
+"""Sentence encoders of the sentence-transformers form (BERT, mean pooling) as int8 TFLite packages for task `embed`."""

@@ -1,0 +1,1 @@
+"""Sentences of our own by which an encoder is judged."""
