@@ -26,11 +26,14 @@ BARS = {
     "schema_valid": (">=", 1.0),
     "schema_vs_llamacpp": (">=", 3.0),
     "prefix_ttft_ratio": ("<=", 0.1),
+    "top1_agreement": (">=", 0.95),
 }
 FILLS = (8, 240, 500, 740, 960)
 """Tokens before the first that is decoded; the context is 1,024."""
 COUNT = 32
 PREFILL_TOKENS = 512
+FOLLOWED_TOKENS = 1000
+"""Of each page that is read along with; the caches hold them."""
 THREADS = (1, 2)
 BEGIN = "<bos>"
 
@@ -55,8 +58,13 @@ SCHEMA = {
 
 def prose() -> str:
     """Some thousand words that are on every machine: this project's own pages."""
+    return "\n".join(pages())
+
+
+def pages() -> list[str]:
+    """Of these pages; `benchmarks.gemma.convert` looks at none of them."""
     docs = Path(__file__).parents[1] / "docs"
-    return "\n".join((docs / name).read_text("utf-8") for name in ("updates.md", "power.md", "agent.md"))
+    return [(docs / name).read_text("utf-8") for name in ("updates.md", "power.md", "agent.md")]
 
 
 def copy_prompt() -> str:
@@ -238,6 +246,36 @@ class Figures:
             ours.close()
         return {"prefix_ttft_ratio": median(ratios), "prefix_detail": {"last_first_s": taken}}
 
+    def agreement(self, quick: bool) -> Found:
+        """Share of places in a text at which the int8 graph would say what the weights say in float32."""
+        from benchmarks.gemma import reference, weights  # noqa: PLC0415 - needs what only conversion needs
+
+        texts = [self.tokens(text)[:FOLLOWED_TOKENS] for text in pages()[: 1 if quick else None]]
+        reader = weights.open_gguf(weights.assemble(self.models.folder))
+        shape, tensors = weights.read_shape(reader), weights.read_tensors(reader)
+        ours = self.models.ours(max(THREADS))
+        try:
+            same = [
+                [
+                    one == other
+                    for one, other in zip(
+                        ours.ask("follow", tokens=text)["tokens"],
+                        reference.likeliest(tensors, reference.hidden(shape, tensors, text)),
+                        strict=True,
+                    )
+                ]
+                for text in texts
+            ]
+        finally:
+            ours.close()
+        return {
+            "top1_agreement": sum(map(sum, same)) / sum(map(len, same)),
+            "agreement_detail": {
+                "tokens": sum(map(len, same)),
+                "by_page": [sum(one) / len(one) for one in same],
+            },
+        }
+
 
 def groups() -> tuple[Group, ...]:
     """All figures."""
@@ -250,6 +288,7 @@ def groups() -> tuple[Group, ...]:
         Group(("schema_valid",), figures.valid),
         Group(("schema_vs_llamacpp",), figures.schema),
         Group(("prefix_ttft_ratio",), figures.prefix),
+        Group(("top1_agreement",), figures.agreement),
     )
 
 

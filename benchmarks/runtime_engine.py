@@ -7,6 +7,7 @@ Requests, one JSON object a line; each is answered with one:
 * ``generate``: `tokens` and `count`: greedy from an empty cache, by single steps;
 * ``write``: `tokens` and `count`: greedy by the generation loop, with all that makes it faster;
 * ``schema``: `prompts`, `schema`, `max_tokens`: whole greedy answers held to the schema;
+* ``follow``: `tokens`: the likeliest token after each of them, by single steps from an empty cache;
 * ``prefix``: `prefix` and `suffixes`: seconds to the first token, for the first and for those after it;
 * ``memory``: the peak so far.
 """
@@ -45,6 +46,7 @@ class Child:
             "generate": self.generate,
             "write": self.write,
             "schema": self.schema,
+            "follow": self.follow,
             "prefix": self.prefix,
             "memory": self.memory,
         }
@@ -80,6 +82,11 @@ class Child:
             "guessed": found.guessed_tokens,
             "confirmed": found.confirmed_tokens,
         }
+
+    def follow(self, tokens: list[int]) -> dict[str, Any]:
+        """What would be said after each token of a text."""
+        self.engine.reset()
+        return {"tokens": [int(self.engine.step(token).argmax()) for token in tokens]}
 
     def schema(self, prompts: list[str], schema: dict[str, Any], max_tokens: int) -> dict[str, Any]:
         """Answers held to a schema."""

@@ -9,12 +9,14 @@ package that carries the weights. A base model: it goes on with a text and follo
 from __future__ import annotations
 
 import argparse
+import pydoc_data.topics
 import sys
 import tempfile
 from pathlib import Path
 from typing import Any, Final
 
 import edgeslm
+from benchmarks.gemma.balance import balance, collect
 from benchmarks.gemma.flatgraph import ModelWriter
 from benchmarks.gemma.network import GemmaWeights, add_signature, quantize
 from benchmarks.gemma.sentencepiece_model import write_model
@@ -37,10 +39,24 @@ BEGIN: Final = "<bos>"
 STOP_TOKENS: Final = (1, 106)
 """``<eos>`` and ``<end_of_turn>``."""
 PROOF_TEXT: Final = "The capital of France is"
+SAMPLE_TOKENS: Final = 512
+"""Of each text that scales are chosen by."""
 PROOF_LOGITS: Final = 16
 PROOF_ATOL: Final = 1.0
 """Activations are quantized as they come, so a different rounding shows: up to 0.3 between processors, of logits that
 span 40."""
+
+
+def sample_texts() -> list[str]:
+    """What inputs are like, for the choice of scales: the Python reference, and pages of this project.
+
+    None of it is what `benchmarks.runtime` measures with.
+    """
+    topics = "\n\n".join(text for _, text in sorted(pydoc_data.topics.topics.items()))
+    docs = Path(__file__).parents[2] / "docs"
+    return [topics[at : at + 8_000] for at in (20_000, 120_000, 300_000)] + [
+        (docs / name).read_text("utf-8") for name in ("fleet.md", "rules.md", "home-assistant.md")
+    ]
 
 
 def write_graph(weights: GemmaWeights, path: Path) -> None:
@@ -92,14 +108,17 @@ def convert(out: Path) -> Path:
     tokenizer_file, graph, license_file = out / "tokenizer.model", out / GRAPH, out / "LICENSE-gemma.txt"
     write_model(reader, tokenizer_file)
     write_tokenizer(reader, out / "tokenizer.json")
-    weights = quantize(read_shape(reader), read_tensors(reader))
+    tokenizer = SentencePieceTokenizer(tokenizer_file)
+    shape, tensors = read_shape(reader), read_tensors(reader)
+    texts = [tokenizer.encode(BEGIN + text)[:SAMPLE_TOKENS] for text in sample_texts()]
+    weights = quantize(shape, *balance(shape, tensors, collect(shape, tensors, texts)))
     write_graph(weights, graph)
     write_plain_graph(weights, out / PLAIN_GRAPH)
     license_file.write_text(
         "Gemma is provided under and subject to the Gemma Terms of Use found at ai.google.dev/gemma/terms\n",
         "utf-8",
     )
-    tokens = SentencePieceTokenizer(tokenizer_file).encode(BEGIN + PROOF_TEXT)
+    tokens = tokenizer.encode(BEGIN + PROOF_TEXT)
     draft = {
         "format": 1,
         "name": NAME,

@@ -23,6 +23,8 @@ from benchmarks.gemma.weights import GemmaShape, Tensors
 
 LEFT_TOKENS = 16
 """Up to so many tokens in a step the caches are left operands; with more, packing them pays."""
+BLOCK = 32
+"""Columns of the table that share a scale, as in the file that the weights come from (Q8_0)."""
 
 
 @dataclass(frozen=True)
@@ -45,8 +47,9 @@ class GemmaWeights:
     """The network, quantized."""
 
     shape: GemmaShape
-    table: QuantizedMatrix
-    embedding_scales: Array
+    head: QuantizedMatrix
+    table: Array
+    table_scales: Array
     final_norm: Array
     layers: tuple[LayerWeights, ...]
     ones: Array
@@ -54,8 +57,12 @@ class GemmaWeights:
     local_turns: tuple[Array, Array]
 
 
-def quantize(shape: GemmaShape, tensors: Tensors) -> GemmaWeights:
-    """Int8 weights, one scale for each row."""
+def quantize(shape: GemmaShape, tensors: Tensors, head_scales: Array | None = None) -> GemmaWeights:
+    """Int8 weights, one scale for each row.
+
+    Args:
+        head_scales: what the columns of the embedding are multiplied by as the head (see `benchmarks.gemma.balance`).
+    """
 
     def layer(index: int) -> LayerWeights:
         def take(*names: str) -> Array:
@@ -76,11 +83,14 @@ def quantize(shape: GemmaShape, tensors: Tensors) -> GemmaWeights:
             feed_forward_end_norm=take("feed_forward_end_norm"),
         )
 
-    table = QuantizedMatrix(tensors["embedding"])
+    embedding = tensors["embedding"]
+    blocks = (len(embedding), shape.width // BLOCK, BLOCK)
+    table = QuantizedMatrix(embedding.reshape(-1, BLOCK))
     return GemmaWeights(
         shape=shape,
-        table=table,
-        embedding_scales=(table.scales * np.float32(math.sqrt(shape.width)))[:, None],
+        head=QuantizedMatrix(embedding if head_scales is None else embedding * head_scales),
+        table=table.values.reshape(blocks),
+        table_scales=(table.scales * np.float32(math.sqrt(shape.width))).reshape(*blocks[:2], 1),
         final_norm=tensors["final_norm"],
         layers=tuple(layer(index) for index in range(shape.layers)),
         ones=np.ones(shape.head_width, np.float32),
@@ -138,26 +148,26 @@ class _Step:
         }
         for index, layer in enumerate(self.weights.layers):
             wide = shape.is_global(index)
-            x, kept = self._layer(x, layer, angles[wide], masks[wide], starts[wide], caches[index])
-            for kind, cache in zip("kv", kept, strict=True):
-                graph.outputs[f"kv_cache_{kind}_{index}"] = cache
+            query, keys, values = self._look(x, layer, angles[wide], starts[wide], caches[index])
+            graph.outputs |= {f"kv_cache_k_{index}": keys, f"kv_cache_v_{index}": values}
+            if logits or index + 1 < shape.layers:
+                x = self._layer(x, layer, self._attend(query, keys, values, masks[wide]))
         if logits:
             x = graph.norm(x, self.weights.final_norm, shape.norm_epsilon)
-            graph.outputs["logits"] = graph.linear(x, self.weights.table)
+            graph.outputs["logits"] = graph.linear(x, self.weights.head)
 
     def _embed(self, tokens: Tensor) -> Tensor:
         """Rows of the table, (count, width).
 
-        The table stands here without its scales, and these are looked up like it: as the table's quantization every
-        signature would keep a copy of them in memory, 2 MB each.
+        It is no part of the head, whose rows have one scale each and columns scaled for its inputs: an error here is
+        one of all layers, and of the table only the rows that are looked up come into memory. It stands here without
+        its scales, which are looked up like it: as its quantization every signature would keep a copy of them.
         """
         graph, weights, count = self.graph, self.weights, self.count
-        width = weights.shape.width
-        rows = graph.gather(graph.constant(weights.table.values), tokens, "int8")
-        rows = graph.op("CAST", [rows], (count, width), "CastOptions")
-        return graph.binary(
-            "MUL", rows, graph.gather(graph.constant(weights.embedding_scales), tokens, "float32")
-        )
+        rows = graph.gather(graph.constant(weights.table), tokens, "int8")
+        rows = graph.op("CAST", [rows], rows.shape, "CastOptions")
+        scales = graph.gather(graph.constant(weights.table_scales), tokens, "float32")
+        return graph.reshape(graph.binary("MUL", rows, scales), (count, weights.shape.width))
 
     def _cache_shape(self, kind: str, wide: bool) -> tuple[int, int, int, int]:
         places, width = self.context if wide else self.ring, self.weights.shape.head_width
@@ -177,20 +187,20 @@ class _Step:
         cosine, sine = (graph.binary("MUL", position, graph.constant(turn)) for turn in turns)
         return graph.op("COS", [cosine], cosine.shape), graph.op("SIN", [sine], sine.shape)
 
-    def _layer(
-        self, x: Tensor, layer: LayerWeights, angles: tuple[Tensor, Tensor], mask: Tensor,
+    def _norm(self, value: Tensor, weight: Array) -> Tensor:
+        return self.graph.norm(value, weight, self.weights.shape.norm_epsilon)
+
+    def _look(
+        self, x: Tensor, layer: LayerWeights, angles: tuple[Tensor, Tensor],
         start: tuple[Tensor, Tensor], caches: tuple[Tensor, ...],
-    ) -> tuple[Tensor, tuple[Tensor, Tensor]]:  # fmt: skip
+    ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+        """Queries, and the caches with keys and values written: all that the last layer of a prefill is for."""
         graph, shape, count = self.graph, self.weights.shape, self.count
         heads, width = shape.heads, shape.head_width
-
-        def norm(value: Tensor, weight: Array) -> Tensor:
-            return graph.norm(value, weight, shape.norm_epsilon)
-
-        mixed = graph.linear(norm(x, layer.attention_norm), layer.qkv)
+        mixed = graph.linear(self._norm(x, layer.attention_norm), layer.qkv)
         mixed = graph.reshape(mixed, (1, count, heads + 2, width))
         turned = graph.slice(mixed, [0, 0, 0, 0], [1, count, heads + 1, width])
-        turned = graph.binary("MUL", norm(turned, self.weights.ones), graph.constant(layer.head_norms))
+        turned = graph.binary("MUL", self._norm(turned, self.weights.ones), graph.constant(layer.head_norms))
         turned = self._rotate(turned, angles)
         query = graph.slice(turned, [0, 0, 0, 0], [1, count, heads, width])
         key = graph.slice(turned, [0, 0, heads, 0], [1, count, 1, width])
@@ -200,15 +210,19 @@ class _Step:
             value = graph.transpose(value, [0, 1, 3, 2])
         keys = graph.write_at(caches[0], graph.reshape(key, (1, 1, count, width)), start[0])
         values = graph.write_at(caches[1], graph.reshape(value, (1, 1, width, count)), start[1])
-        attended = self._attend(graph.reshape(query, (1, 1, count * heads, width)), keys, values, mask)
-        attended = graph.reshape(attended, (1, count, heads * width))
-        x = graph.binary("ADD", x, norm(graph.linear(attended, layer.output), layer.attention_end_norm))
-        inner = graph.linear(norm(x, layer.feed_forward_norm), layer.gate_up)
+        return graph.reshape(query, (1, 1, count * heads, width)), keys, values
+
+    def _layer(self, x: Tensor, layer: LayerWeights, attended: Tensor) -> Tensor:
+        """What follows attention."""
+        graph, shape, count = self.graph, self.weights.shape, self.count
+        attended = graph.reshape(attended, (1, count, shape.heads * shape.head_width))
+        x = graph.binary("ADD", x, self._norm(graph.linear(attended, layer.output), layer.attention_end_norm))
+        inner = graph.linear(self._norm(x, layer.feed_forward_norm), layer.gate_up)
         block = [1, count, shape.inner_width]
         gate, up = graph.slice(inner, [0, 0, 0], block), graph.slice(inner, [0, 0, shape.inner_width], block)
         gate = graph.op("GELU", [gate], gate.shape, "GeluOptions", approximate=True)
         down = graph.linear(graph.binary("MUL", gate, up), layer.down)
-        return graph.binary("ADD", x, norm(down, layer.feed_forward_end_norm)), (keys, values)
+        return graph.binary("ADD", x, self._norm(down, layer.feed_forward_end_norm))
 
     def _rotate(self, x: Tensor, angles: tuple[Tensor, Tensor]) -> Tensor:
         """Turn each pair (i, i + half) by its position's angle; the sine carries the sign."""

@@ -16,7 +16,7 @@ LIMIT = 0.35
 """Logits may differ by as much where sums are taken in another order: int8 rounding makes steps of what was a hair."""
 
 
-def weights(seed=5):
+def raw_tensors(seed=5):
     rng = np.random.default_rng(seed)
 
     def matrix(rows, columns):
@@ -35,7 +35,11 @@ def weights(seed=5):
         }  # fmt: skip
         tensors |= {f"{layer}.{name}": matrix(*size) for name, size in sizes.items()}
         tensors |= {f"{layer}.{name}": np.ones(size, np.float32) for name, size in norms.items()}
-    return quantize(SHAPE, tensors)
+    return tensors
+
+
+def weights(seed=5):
+    return quantize(SHAPE, raw_tensors(seed))
 
 
 def tokens(count, seed=1):

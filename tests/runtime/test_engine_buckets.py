@@ -7,14 +7,14 @@ import pytest
 
 pytest.importorskip("ai_edge_litert")
 
-from benchmarks.gemma.flatgraph import ModelWriter
+from benchmarks.gemma.flatgraph import ModelWriter, schema
 from benchmarks.gemma.network import add_signature
 from edgeslm.errors import InferenceError
 from edgeslm.runtime.backend import choose_runtime
 from edgeslm.runtime.engine import KvEngine
 from edgeslm.runtime.executor import CompiledExecutor, SignatureExecutor, has_compiled_model
 from edgeslm.runtime.prefix_cache import KeptStates, PrefixCache, decode_state, encode_state
-from tests.runtime.small_gemma import CONTEXTS, LIMIT, RING, step_by_step, tokens, weights
+from tests.runtime.small_gemma import CONTEXTS, LIMIT, RING, SHAPE, step_by_step, tokens, weights
 
 
 @pytest.fixture(scope="module")
@@ -160,7 +160,7 @@ def test_the_least_recently_used_state_goes_first_and_the_limit_holds(engine):
 def say(cache, engine, before, prompt, answer):
     """A turn of a conversation: what was computed, and how much of it was known."""
     ids = [*before, *prompt]
-    known = (cache.next_turn() if before else cache).prefill(engine, ids)
+    known = cache.beginning_with((), has_turns=bool(before)).prefill(engine, ids)
     for token in [ids[-1], *answer[:-1]]:
         logits = engine.step(token)
     cache.follow(engine, [*ids, *answer])
@@ -263,3 +263,16 @@ def test_a_disk_that_cannot_be_written_and_a_state_that_is_too_large_are_done_wi
     cache = PrefixCache("m", KeptStates(10), directory=blocked)
     cache.put(engine.export_state())
     assert cache.longest([*ids, 5]) is None
+
+
+def test_a_prefill_computes_nothing_of_the_last_layer_but_its_keys_and_values(graphs):
+    model = schema.ModelT.InitFromPackedBuf((graphs / "bucketed.tflite").read_bytes())
+    kind = schema.BuiltinOperator.FULLY_CONNECTED
+    products = {
+        graph.name.decode(): sum(
+            model.operatorCodes[op.opcodeIndex].builtinCode == kind for op in graph.operators
+        )
+        for graph in model.subgraphs
+    }
+    assert products["decode"] == 4 * SHAPE.layers + 1
+    assert products["prefill_8"] == 4 * (SHAPE.layers - 1) + 1
