@@ -11,6 +11,7 @@ from edgeslm.agent.ports import EnergyMeter, Model
 from edgeslm.agent.sessions import Recalled, Sessions
 from edgeslm.errors import BadRequestError
 from edgeslm.power.port import Cause, EnergyReading
+from edgeslm.runtime.conversation import check_messages, spoken
 from edgeslm.runtime.generation import Generation, OnText, ShouldStop
 from edgeslm.runtime.model import Answer
 from edgeslm.runtime.outcome import Outcome
@@ -49,6 +50,8 @@ def answer_request(
     """
     if request.inputs is not None:
         return _answer_inputs(model, meter, request, device, accepted_s, rule, should_stop, paused_s)
+    check_messages(request, model.installed.manifest)
+    said = spoken(request)
     recalled = _recall(model, request, sessions)
     span = meter.begin(Cause("prompt", model=model.name, id=request.id, rule=rule))
     started_s = time.monotonic()
@@ -60,11 +63,12 @@ def answer_request(
         return _outcome_result(model, request, device, outcome, energy, started_s - accepted_s, paused_s())
     try:
         answer = model.answer(
-            request.prompt,
+            said.prompt,
             request.options,
             on_text=on_text,
             should_stop=should_stop,
-            turns=() if recalled is None else recalled.turns,
+            turns=said.turns if recalled is None else recalled.turns,
+            system=said.system,
         )
     finally:
         energy = span.end()
@@ -133,11 +137,13 @@ def _remember(
 
 def _history(recalled: Recalled | None, answer: Answer) -> dict[str, str | int | None]:
     """What a receipt says of turns and of what was left out."""
-    found: dict[str, str | int | None] = {"dropped_chars": answer.dropped_chars or None}
+    found: dict[str, str | int | None] = {
+        "dropped_chars": answer.dropped_chars or None,
+        "dropped_turns": answer.dropped_turns or None,
+    }
     if recalled is not None:
         found["session"] = recalled.state
         found["session_turns"] = len(recalled.turns) - answer.dropped_turns
-        found["dropped_turns"] = answer.dropped_turns or None
     return found
 
 

@@ -91,4 +91,5 @@ def _model_info(model: Model, resting: Collection[str]) -> ModelInfo:
         context_tokens=model.context_tokens,
         graph=model.graph_file,
         loaded=manifest.name not in resting,
+        messages=manifest.takes_messages,
     )

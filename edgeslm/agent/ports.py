@@ -67,8 +67,11 @@ class Model(Protocol):
         Raises ``InferenceError`` where there is no memory for that; the first goes on.
         """
 
-    def count_tokens(self, prompt: str) -> int:
-        """Tokens of `prompt` as it will be computed; from any thread; raises ``RequestError`` as `answer` would."""
+    def count_tokens(self, prompt: str, *, turns: Sequence[Turn] = (), system: str | None = None) -> int:
+        """Tokens of `prompt` as it will be computed, with what comes before; from any thread.
+
+        Raises ``RequestError`` as `answer` would.
+        """
 
     def answer(
         self,
@@ -78,8 +81,9 @@ class Model(Protocol):
         on_text: OnText | None = None,
         should_stop: ShouldStop | None = None,
         turns: Sequence[Turn] = (),
+        system: str | None = None,
     ) -> Answer:
-        """Answer one prompt, which comes after `turns`.
+        """Answer one prompt, which comes after `system` and `turns`.
 
         Raises ``RequestError`` for the prompt's fault, ``InferenceError`` for its own.
         """

@@ -29,6 +29,7 @@ from edgeslm.power.ledger_reader import PromptNote
 from edgeslm.power.monitor import PowerMonitor
 from edgeslm.power.port import Vitals
 from edgeslm.power.steward import Ask, Steward
+from edgeslm.runtime.conversation import spoken
 from edgeslm.schema.budget import Budget
 from edgeslm.schema.message import PromptRequest, Result
 
@@ -235,8 +236,9 @@ def _prompt_tokens(model: Model, request: PromptRequest) -> int:
         return 1
     if request.inputs is not None:
         return count_tokens(model, request)
+    said = spoken(request)
     try:
-        return model.count_tokens(request.prompt)
+        return model.count_tokens(said.prompt, turns=said.turns, system=said.system)
     except TooLargeError:
         if request.options.overflow != "slide":
             raise

@@ -16,6 +16,9 @@ from collections.abc import Callable
 LONGEST_S = 0.25
 EXPECTED_S = 0.02
 """How long a prompt that was just heard of is waited for: it has to be decoded and journalled first."""
+SENT_S = 0.002
+"""After an answer: the link's thread needs the interpreter, to send it."""
+_LOOK_AGAIN_S = 0.002
 
 
 class Precedence:
@@ -29,8 +32,6 @@ class Precedence:
         """
         self._hold = hold
         self._lock = threading.Lock()
-        self._free = threading.Event()
-        self._free.set()
         self._credit_s = LONGEST_S
         self._settled_s = time.monotonic()
         self._until_s = float("-inf")
@@ -44,21 +45,20 @@ class Precedence:
         self._take(LONGEST_S)
 
     def end(self) -> None:
-        """It is answered."""
+        """It is answered, and its answer is about to be sent."""
         with self._lock:
             self._settle()
-            self._until_s = float("-inf")
-            self._free.set()
-        self._hold(0.0)
+            left_s = max(min(self._until_s - self._settled_s, SENT_S), 0.0)
+            self._until_s = self._settled_s + left_s
+        self._hold(left_s)
 
     def wait(self) -> None:
-        """Give way, on a thread that can wait: returns at once where there is nothing to wait for."""
-        if self._free.is_set():
-            return
-        self._free.wait(max(self._until_s - time.monotonic(), 0.0))
-        with self._lock:
-            if time.monotonic() >= self._until_s:
-                self._free.set()
+        """Give way, on a thread that can wait: returns at once where there is nothing to wait for.
+
+        It looks again by itself: a thread that is woken takes its turn just when the answer wants to leave.
+        """
+        while (left_s := self._until_s - time.monotonic()) > 0:
+            time.sleep(min(left_s, _LOOK_AGAIN_S))
 
     def _take(self, seconds: float) -> None:
         with self._lock:
@@ -67,7 +67,6 @@ class Precedence:
             if seconds < EXPECTED_S / 2:
                 return
             self._until_s = self._settled_s + seconds
-            self._free.clear()
         self._hold(seconds)
 
     def _settle(self) -> None:

@@ -84,12 +84,14 @@ class ModelOnCall:
         """See ``Model``."""
         return self._loaded().set_aside()
 
-    def count_tokens(self, prompt: str) -> int:
+    def count_tokens(self, prompt: str, *, turns: Sequence[Turn] = (), system: str | None = None) -> int:
         """See ``Model``; a guess while it is not loaded."""
         model = self._model
         if model is not None:
-            return model.count_tokens(prompt)
-        return min(1 + len(prompt.encode("utf-8", "replace")) // _BYTES_PER_TOKEN, self.context_tokens)
+            return model.count_tokens(prompt, turns=turns, system=system)
+        texts = [prompt, system or "", *(text for turn in turns for text in (turn.prompt, turn.answer))]
+        size = sum(len(text.encode("utf-8", "replace")) for text in texts)
+        return min(1 + size // _BYTES_PER_TOKEN, self.context_tokens)
 
     def answer(
         self,
@@ -99,9 +101,12 @@ class ModelOnCall:
         on_text: OnText | None = None,
         should_stop: ShouldStop | None = None,
         turns: Sequence[Turn] = (),
+        system: str | None = None,
     ) -> Answer:
         """See ``Model``."""
-        return self._loaded().answer(prompt, options, on_text=on_text, should_stop=should_stop, turns=turns)
+        return self._loaded().answer(
+            prompt, options, on_text=on_text, should_stop=should_stop, turns=turns, system=system
+        )
 
     def infer(self, request: PromptRequest, *, should_stop: ShouldStop | None = None) -> Outcome:
         """See ``Model``."""

@@ -37,6 +37,7 @@ from edgeslm.errors import (
     JournalError,
     RequestError,
 )
+from edgeslm.runtime.conversation import check_messages
 from edgeslm.schema.message import ANSWER_FORMS, Info, PromptRequest, Result
 
 if TYPE_CHECKING:
@@ -736,11 +737,13 @@ class Agent:
         model = self._models.get(request.model)
         others = self._models.all() if request.model is None else ()
         if request.task in model.tasks and (not others or _fits(model, request)):
+            check_messages(request, model.installed.manifest)
             return request
         for other in others:
             if request.task in other.tasks and _fits(other, request):
                 return request.model_copy(update={"model": other.installed.manifest.name})
         if request.task in model.tasks:
+            check_messages(request, model.installed.manifest)
             return request  # which says itself what it would take
         served = ", ".join(dict.fromkeys(task for item in (model, *others) for task in item.tasks))
         by = f"by {model.name}" if request.model is not None else "here"
@@ -861,5 +864,6 @@ class Agent:
 
 
 def _fits(model: Model, request: PromptRequest) -> bool:
-    """Whether `model` takes what `request` brings: arrays or text."""
-    return model.takes_arrays == request.brings_arrays
+    """Whether `model` takes what `request` brings: arrays, text or messages."""
+    has_form = request.messages is None or model.installed.manifest.takes_messages
+    return has_form and model.takes_arrays == request.brings_arrays

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,10 +22,10 @@ from edgeslm.cli.fleet_common import (
 )
 from edgeslm.cli.fleet_select import Selection, select_arguments
 from edgeslm.cli.output import print_json, printable, reporting_errors, stopped_by_signals
-from edgeslm.cli.requests import format_energy, parse_options, read_prompts, request_options
+from edgeslm.cli.requests import format_energy, outcome_text, parse_options, read_asked, request_options
 from edgeslm.codec import describe
 from edgeslm.errors import UsageError
-from edgeslm.schema.message import PromptRequest
+from edgeslm.schema.message import Output, PromptRequest, Task
 
 if TYPE_CHECKING:
     from edgeslm.fleet.asking import Agreement, Answer
@@ -60,6 +62,9 @@ def ask(
     by_answer: bool,
     fleet_dir: Path | None,
     fleet_name: str | None,
+    task: Task | None,
+    tensor_file: Path | None,
+    messages: str | None,
     **flags: Any,
 ) -> None:
     """Ask devices the prompt TEXT, all at once, and show answers and receipts side by side.
@@ -74,18 +79,23 @@ def ask(
         from edgeslm.fleet.asker import Asker, Wishes  # noqa: PLC0415
         from edgeslm.fleet.asking import agreement  # noqa: PLC0415
 
+    if text is not None and (tensor_file is not None or messages is not None):  # so all names are devices
+        selection, text = replace(selection, devices=(*selection.devices, text)), None
     _refuse_a_name(fleet, text)
     names = [device.name for device in selection.of(fleet)]
-    prompts: Iterable[str] = read_prompts(text, batch=batch)
+    asked: Iterable[dict[str, Any]] = read_asked(
+        text, batch=batch, together=False, task=task, tensor_file=tensor_file, messages=messages
+    )
     if not batch:  # lines of a batch are taken as they come
-        prompts = list(prompts)
+        asked = list(asked)
     missing = answered = 0
     with Asker(fleet.directory.operator_config(), fleet.directory.name, names) as asker:
-        for number, prompt in enumerate(prompts, start=1):
+        for number, fields in enumerate(asked, start=1):
             try:
-                request = PromptRequest(id="template", prompt=prompt, model=model, options=options)
+                request = PromptRequest(**fields, id="template", model=model, options=options)
             except ValidationError as error:
                 raise UsageError(describe(error)) from error
+            prompt = _shown(request)
             teller = _Teller(number, prompt, as_json=as_json, total=len(names))
             # Only here: whoever waits for the next line of the input has to end at once.
             with stopped_by_signals() as stop:
@@ -94,10 +104,18 @@ def ask(
             _show(prompt, answers, found, as_json=as_json, batch=batch, by_answer=by_answer)
             answered += found.answered
             missing += found.asked - found.answered
-            if stop.is_set():  # as Ctrl-C ends it between two prompts
+            if stop.by_signal:  # as Ctrl-C ends it between two prompts; the event is set a moment later
                 raise click.Abort
     if missing:
         sys.exit(PARTLY if answered else 1)
+
+
+def _shown(request: PromptRequest) -> str:
+    """What is asked, for people: the words that are asked last, or the names of arrays."""
+    if request.messages is not None:
+        return request.messages[-1].content
+    arrays = request.tensor or next((one for one in request.inputs or () if isinstance(one, dict)), {})
+    return request.prompt or f"arrays: {', '.join(arrays)}"
 
 
 def _refuse_a_name(fleet: Fleet, text: str | None) -> None:
@@ -197,7 +215,7 @@ def cells(answer: Answer) -> list[str | None]:
     receipt = answer.receipt
     if not answer.is_answered or receipt is None:
         return [answer.device, f"({words(answer)})", *[None] * 5]
-    text = _one_line(answer.text or "")
+    text = _one_line(_said(answer))
     if answer.finish_reason not in {"stop", "schema", None}:
         text = f"{text} [ended early: {answer.finish_reason}]".lstrip()
     return [
@@ -209,6 +227,16 @@ def cells(answer: Answer) -> list[str | None]:
         f"{receipt.power_w:.2f} W",
         receipt.meter,
     ]
+
+
+def _said(answer: Answer) -> str:
+    if answer.label is not None and answer.scores is not None:
+        return f"{answer.label} ({answer.scores[answer.label]:.4f})"
+    if answer.text is not None or answer.outcome is None:
+        return answer.text or ""
+    if answer.outputs is not None:
+        return json.dumps(answer.outcome, separators=(",", ":"))
+    return outcome_text(Output(embedding=answer.embedding, tensor=answer.tensor))
 
 
 def _one_line(text: str) -> str:

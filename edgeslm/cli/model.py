@@ -178,6 +178,7 @@ def run(
     threads: int | None,
     task: Task | None,
     tensor_file: Path | None,
+    messages: str | None,
     **flags: Any,
 ) -> None:
     """Answer TEXT with PACKAGE in this process; no broker is needed. ``-`` reads standard input.
@@ -198,7 +199,12 @@ def run(
     printer = Printer(as_json=as_json)
     sessions = Sessions()
     asked = read_asked(
-        text, batch=batch, together=together, task=task or loaded.tasks[0], tensor_file=tensor_file
+        text,
+        batch=batch,
+        together=together,
+        task=task or loaded.tasks[0],
+        tensor_file=tensor_file,
+        messages=messages,
     )
     for number, fields in enumerate(asked, start=1):
         try:

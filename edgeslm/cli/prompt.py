@@ -68,6 +68,7 @@ def prompt(
     timeout_s: float,
     task: Task | None,
     tensor_file: Path | None,
+    messages: str | None,
     **flags: Any,
 ) -> None:
     """Send TEXT to a device and print its answer as it comes. ``-`` reads standard input.
@@ -85,7 +86,9 @@ def prompt(
         )
     broker = _broker({name: flags.pop(name) for name in BrokerConfig.model_fields if name in flags})
     options = parse_options({**flags, "priority": priority, "stream": stream and not as_json})
-    asked = read_asked(text, batch=batch, together=together, task=task, tensor_file=tensor_file)
+    asked = read_asked(
+        text, batch=batch, together=together, task=task, tensor_file=tensor_file, messages=messages
+    )
     printer = Printer(as_json=as_json)
     client = RequestClient(broker).connect(timeout_s)
     with closing(client):

@@ -43,6 +43,12 @@ _OPTION_FLAGS: list[Callable[[Any], Any]] = [
         type=click.Path(path_type=Path, dir_okay=False, exists=True, allow_dash=True),
         help="File with arrays as JSON, by the name of the input, in place of TEXT; a list of such is a batch.",
     ),
+    click.option(
+        "--messages",
+        "messages",
+        metavar="FILE|-|JSON",
+        help="A conversation in place of TEXT: a list of {role, content}; in a file, on standard input, or as it is.",
+    ),
     click.option("--max-tokens", type=int, help="Most tokens of the answer."),
     click.option("--temperature", type=float, help="0 is greedy (default)."),
     click.option("--top-k", type=int, help="Sample among the k likeliest tokens."),
@@ -106,15 +112,26 @@ def parse_options(flags: dict[str, Any]) -> Options:
 
 
 def read_asked(
-    text: str | None, *, batch: bool, together: bool, task: Task | None, tensor_file: Path | None
+    text: str | None,
+    *,
+    batch: bool,
+    together: bool,
+    task: Task | None,
+    tensor_file: Path | None,
+    messages: str | None = None,
 ) -> Iterator[dict[str, Any]]:
-    """What each request asks: the fields ``task``, and ``prompt``, ``tensor`` or ``inputs``.
+    """What each request asks: the fields ``task``, and ``prompt``, ``messages``, ``tensor`` or ``inputs``.
 
     Raises:
-        UsageError: as :func:`read_prompts`, or the file of arrays is of no use.
+        UsageError: as :func:`read_prompts`, or the messages or the file of arrays are of no use.
     """
     if together and not batch:
         raise UsageError("--together goes with --batch")
+    if messages is not None:
+        if text is not None or batch or tensor_file is not None:
+            raise UsageError("--messages takes the place of TEXT, --batch and --tensor")
+        yield {"task": task or "generate", "messages": _read_messages(messages)}
+        return
     if tensor_file is not None:
         if text is not None or batch:
             raise UsageError("--tensor takes the place of TEXT and --batch")
@@ -140,17 +157,35 @@ def _grouped(prompts: Iterator[str]) -> Iterator[dict[str, Any]]:
         yield {"inputs": group}
 
 
-def _read_tensors(path: Path) -> dict[str, Any] | list[Any]:
+def _read_messages(given: str) -> list[Any]:
+    is_inline = given.lstrip().startswith("[")
+    name = "--messages" if is_inline else given
     try:
-        with click.open_file(str(path), "rb") as file:
-            data = file.read(_MAX_TENSOR_BYTES + 1)
-        if len(data) > _MAX_TENSOR_BYTES:
-            raise UsageError(f"{path} is longer than {_MAX_TENSOR_BYTES} bytes")
-        tensors = json.loads(data)
+        found = json.loads(given) if is_inline else _read_json(given, MAX_BODY_BYTES)
+    except (ValueError, RecursionError) as error:
+        raise UsageError(f"{name} is no JSON: {error}") from error
+    if not isinstance(found, list):
+        raise UsageError(
+            f"{name} holds no list of messages", hint='Write it like [{"role": "user", "content": "hello"}]'
+        )
+    return found
+
+
+def _read_json(path: str, max_bytes: int) -> Any:
+    try:
+        with click.open_file(path, "rb") as file:
+            data = file.read(max_bytes + 1)
+        if len(data) > max_bytes:
+            raise UsageError(f"{path} is longer than {max_bytes} bytes")
+        return json.loads(data)
     except OSError as error:
         raise UsageError(f"{path} cannot be read: {error}") from error
     except (ValueError, RecursionError) as error:
         raise UsageError(f"{path} is no JSON: {error}") from error
+
+
+def _read_tensors(path: Path) -> dict[str, Any] | list[Any]:
+    tensors = _read_json(str(path), _MAX_TENSOR_BYTES)
     is_batch = isinstance(tensors, list) and tensors and all(isinstance(item, dict) for item in tensors)
     if not is_batch and not isinstance(tensors, dict):
         raise UsageError(
@@ -224,7 +259,7 @@ def _checked(prompts: Any) -> Iterator[str]:
         raise UsageError("the input holds no prompt")
 
 
-def _outcome_text(result: Result | Output) -> str:
+def outcome_text(result: Result | Output) -> str:
     """What a task other than generating gave: a label a line, else JSON."""
     if result.scores is not None:
         return "\n".join(f"{score:.4f}  {label}" for label, score in result.scores.items())
@@ -295,7 +330,7 @@ class Printer:
         if result.outputs is not None:
             self._outputs(result.outputs)
         else:
-            click.echo(_outcome_text(result) if result.text is None else result.text[shown:])
+            click.echo(outcome_text(result) if result.text is None else result.text[shown:])
         if result.finish_reason not in {"stop", "schema", None}:
             click.echo(f"  [ended early: {result.finish_reason}{_closed_words(result.closed)}]", err=True)
         if result.receipt is not None and sys.stderr.isatty():
@@ -306,4 +341,4 @@ class Printer:
             if output.error is not None:
                 click.echo(f"edgeslm: input {number}: {output.error.code}: {output.error.message}", err=True)
             else:
-                click.echo(_outcome_text(output) if output.text is None else output.text)
+                click.echo(outcome_text(output) if output.text is None else output.text)

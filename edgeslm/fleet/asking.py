@@ -3,6 +3,8 @@
 What always holds: every device is asked under an id that only it is told, so none can answer in the place of another;
 a device has one answer, its first; one that is not there when the prompt leaves is not waited for.
 
+Of other tasks than generating, labels are compared, whatever their scores, and numbers as they are.
+
 Two answers are the same where both are JSON of the same value, however it is written, or else the same words, however
 they are spaced.
 
@@ -20,7 +22,8 @@ from typing import Any, Literal, NoReturn
 from pydantic import JsonValue
 
 from edgeslm.schema.fleet import Record
-from edgeslm.schema.message import DeviceState, ErrorBody, FinishReason, Receipt, Result
+from edgeslm.schema.message import DeviceState, ErrorBody, FinishReason, Output, Receipt, Result
+from edgeslm.schema.tensor import Tensors
 
 AnswerState = Literal["asked", "answered", "failed", "absent", "silent"]
 """``failed`` says why itself; ``absent`` was not there and not asked; ``silent`` did not answer in time."""
@@ -41,10 +44,25 @@ class Answer(Record):
     presence: DeviceState | None = None
     text: str | None = None
     data: JsonValue = None
+    label: str | None = None
+    scores: dict[str, float] | None = None
+    embedding: tuple[float, ...] | None = None
+    tensor: Tensors | None = None
+    outputs: tuple[Output, ...] | None = None
     finish_reason: FinishReason | None = None
     receipt: Receipt | None = None
     error: ErrorBody | None = None
     took_s: float | None = None
+
+    @property
+    def outcome(self) -> JsonValue:
+        """What came of a task other than generating: the label, or numbers; ``None`` for an answer in text."""
+        if self.label is not None:
+            return self.label
+        found = self.model_dump(
+            mode="json", include={"embedding", "tensor", "outputs"}, exclude_none=True, by_alias=True
+        )
+        return next(iter(found.values()), None)
 
     @property
     def is_answered(self) -> bool:
@@ -98,6 +116,11 @@ class Gathering:
                 "state": "failed" if result.error is not None else "answered",
                 "text": result.text,
                 "data": result.data,
+                "label": result.label,
+                "scores": result.scores,
+                "embedding": result.embedding,
+                "tensor": result.tensor,
+                "outputs": result.outputs,
                 "finish_reason": result.finish_reason,
                 "receipt": result.receipt,
                 "error": result.error,
@@ -160,17 +183,23 @@ def agreement(answers: Iterable[Answer]) -> Agreement:
     groups: dict[tuple[str, str], list[Answer]] = {}
     for answer in known:
         if answer.is_answered:
-            groups.setdefault(meaning(answer.text or ""), []).append(answer)
+            groups.setdefault(meaning(said(answer)), []).append(answer)
     ordered = sorted(groups.values(), key=lambda group: (-len(group), group[0].device))
     return Agreement(
         asked=len(known),
         answered=sum(map(len, ordered)),
         same=len(ordered[0]) if ordered else 0,
         groups=tuple(
-            SameAnswer(text=group[0].text or "", devices=tuple(one.device for one in group))
-            for group in ordered
+            SameAnswer(text=said(group[0]), devices=tuple(one.device for one in group)) for group in ordered
         ),
     )
+
+
+def said(answer: Answer) -> str:
+    """An answer as text: of a classification its label, of numbers their JSON."""
+    if answer.text is not None or answer.outcome is None:
+        return answer.text or ""
+    return answer.outcome if isinstance(answer.outcome, str) else json.dumps(answer.outcome)
 
 
 def meaning(text: str) -> tuple[str, str]:

@@ -3,27 +3,60 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property, lru_cache, partial
 from pathlib import Path
 
 from edgeslm.errors import ChatTemplateError
 from edgeslm.runtime.chat_template import MAX_TEMPLATE_CHARS, ChatMessage, ChatTemplate
 from edgeslm.runtime.conversation import Turn
 from edgeslm.runtime.generation import Generation
+from edgeslm.runtime.prefix_cache import common_length
 from edgeslm.runtime.prompt import PromptEncoder
 from edgeslm.runtime.tokenizer import Tokenizer, open_tokenizer
 from edgeslm.schema.package import ChatTemplateSpec, Manifest, TokenizerSpec
+
+_KNOWN_SYSTEMS = 8
+"""So many messages of the system are remembered with what they begin conversations with."""
+_PROBES = ("A", "7")
+"""Questions that no token begins both of."""
 
 
 class ChatRenderer:
     """`Renderer` for packages with a chat template: all turns are rendered anew, as the template has them."""
 
-    def __init__(self, encoder: PromptEncoder) -> None:
+    def __init__(self, encoder: PromptEncoder, system: str | None = None) -> None:
+        """Take the parts.
+
+        Args:
+            system: begins each conversation, in place of the package's own system message.
+        """
         self._encoder = encoder
+        self._system = system
+        self._with = lru_cache(_KNOWN_SYSTEMS)(partial(type(self), encoder))
+
+    def with_system(self, system: str | None) -> ChatRenderer:
+        """See ``Renderer``."""
+        if system is None:
+            return self
+        self._encoder.check_system(system)
+        return self._with(system)
+
+    @cached_property
+    def beginning(self) -> Sequence[int]:
+        """See ``Renderer``: what conversations have in common that differ from the user's first word on."""
+        if self._system is None:
+            return ()
+        one, other = (self.render((), probe) for probe in _PROBES)
+        return one[: common_length(one, other)]
 
     @property
     def max_chars(self) -> int:
         """See ``Renderer``."""
         return self._encoder.max_chars
+
+    def least_tokens(self, texts: Sequence[str]) -> int:
+        """See ``Renderer``."""
+        return self._encoder.least_tokens(texts)
 
     def clean(self, prompt: str) -> str:
         """See ``Renderer``."""
@@ -33,8 +66,8 @@ class ChatRenderer:
         """See ``Renderer``."""
         messages = []
         for turn in turns:
-            messages += [ChatMessage("user", turn.prompt), ChatMessage("assistant", turn.answer)]
-        return self._encoder.tokenize_messages([*messages, ChatMessage("user", prompt)])
+            messages += [ChatMessage("user", self.clean(turn.prompt)), ChatMessage("assistant", turn.answer)]
+        return self._encoder.tokenize_messages([*messages, ChatMessage("user", prompt)], self._system)
 
     def turn(self, prompt: str, generation: Generation) -> Turn:
         """See ``Renderer``."""

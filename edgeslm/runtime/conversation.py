@@ -13,13 +13,15 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Protocol
+from functools import partial
+from typing import Protocol, Self
 
-from edgeslm.errors import ContextOverflowError
+from edgeslm.errors import BadRequestError, ContextOverflowError
 from edgeslm.runtime.generation import Generation
-from edgeslm.runtime.prompt import PromptEncoder
+from edgeslm.runtime.prompt import PromptEncoder, normal_text
 from edgeslm.runtime.tokenizer import Tokenizer
-from edgeslm.schema.message import Overflow
+from edgeslm.schema.message import Overflow, PromptRequest
+from edgeslm.schema.package import Manifest
 
 _SLACK = 4
 """Where turns have to go, so many go that this part of the context is free: what remains is computed anew at its new
@@ -51,12 +53,72 @@ class Turn:
         return _TURN_BYTES + 4 * (len(self.prompt) + len(self.answer)) + _TOKEN_BYTES * len(self.token_ids)
 
 
+@dataclass(frozen=True)
+class Spoken:
+    """What a request says.
+
+    Attributes:
+        prompt: what is asked now.
+        turns: what was said before, as the request has it.
+        system: how to answer, in place of what the package says; ``None`` leaves it to that.
+    """
+
+    prompt: str
+    turns: tuple[Turn, ...] = ()
+    system: str | None = None
+
+
+def spoken(request: PromptRequest) -> Spoken:
+    """What `request` says, as a prompt or in messages.
+
+    Raises:
+        BadRequestError: a message is no Unicode text.
+    """
+    if request.messages is None:
+        return Spoken(request.prompt)
+    texts = [normal_text(message.content, f"message {at}") for at, message in enumerate(request.messages, 1)]
+    system = texts.pop(0) if request.messages[0].role == "system" else None
+    *before, prompt = texts
+    turns = tuple(Turn(asked, answer) for asked, answer in zip(before[::2], before[1::2], strict=True))
+    return Spoken(prompt, turns, system)
+
+
+def check_messages(request: PromptRequest, manifest: Manifest) -> None:
+    """Make sure that the model of `manifest` has a form for what `request` brings.
+
+    Raises:
+        BadRequestError: it brings messages, and the package does not say how they are put together.
+    """
+    if request.messages is not None and not manifest.takes_messages:
+        raise _no_form(f"{manifest.name}@{manifest.version}")
+
+
+def _no_form(name: str) -> BadRequestError:
+    return BadRequestError(
+        f"{name} has no form for messages: its package has no chat template",
+        hint="Send a 'prompt', with a 'session' for what was said before, or ask a model whose info says 'messages'",
+    )
+
+
 class Renderer(Protocol):
     """Puts a conversation into the form that a model was trained on."""
 
     @property
     def max_chars(self) -> int:
         """A prompt of more characters is certainly longer than the model takes."""
+
+    def least_tokens(self, texts: Sequence[str]) -> int:
+        """So many tokens `texts` have for certain; found fast, so that it may be far less than they have."""
+
+    @property
+    def beginning(self) -> Sequence[int]:
+        """Token ids that what :meth:`with_system` says puts at the beginning of each conversation, else none."""
+
+    def with_system(self, system: str | None) -> Self:
+        """The same, with `system` in place of the package's own message of the system; itself for ``None``.
+
+        Raises ``BadRequestError`` where there is no place for one.
+        """
 
     def clean(self, prompt: str) -> str:
         """`prompt` as it will be rendered, or ``BadRequestError`` where it is no prompt."""
@@ -87,12 +149,29 @@ class PlainRenderer:
         """See ``Renderer``."""
         return self._encoder.max_chars
 
+    def least_tokens(self, texts: Sequence[str]) -> int:
+        """See ``Renderer``."""
+        return self._encoder.least_tokens(texts)
+
+    @property
+    def beginning(self) -> Sequence[int]:
+        """See ``Renderer``."""
+        return ()
+
+    def with_system(self, system: str | None) -> Self:
+        """See ``Renderer``."""
+        if system is not None:
+            raise _no_form("this model")
+        return self
+
     def clean(self, prompt: str) -> str:
         """See ``Renderer``."""
         return self._encoder.clean(prompt)
 
     def render(self, turns: Sequence[Turn], prompt: str) -> list[int]:
-        """See ``Renderer``."""
+        """See ``Renderer``; a turn that was never computed here has no form."""
+        if not all(turn.token_ids for turn in turns):
+            raise _no_form("this model")
         before = [token for turn in turns for token in turn.token_ids]
         return before + self._encoder.tokenize(prompt)
 
@@ -160,7 +239,15 @@ def fit(
         # Nothing of that can stay, and to look at it could take seconds.
         fitted = fit(renderer, turns, prompt[ahead:], limit=limit, room=room, overflow=overflow)
         return replace(fitted, dropped_chars=fitted.dropped_chars + ahead)
+    said = [text for turn in turns for text in (turn.prompt, turn.answer)]
+    least = renderer.least_tokens([*said, prompt])
+    if least > limit and overflow == "error":
+        raise _too_long(least, limit, "tokens", limit, turns, "at least ")
     asked = renderer.clean(prompt)
+    if least > limit:
+        return _without_turns(renderer, turns, asked, limit, room) or _end_of(
+            renderer, asked, limit, room, len(turns)
+        )
     ids = renderer.render(turns, asked)
     if len(ids) <= (limit if overflow == "error" else room):
         return Fitted(ids, asked)
@@ -193,12 +280,13 @@ def _without_turns(
 ) -> Fitted | None:
     """The conversation without as many of its oldest turns as need be; ``None`` if `asked` is too long by itself."""
 
-    def size(dropped: int) -> int:
-        return len(renderer.render(turns[dropped:], asked))
+    def fits(dropped: int, goal: int) -> bool:
+        left = turns[dropped:]
+        said = [text for turn in left for text in (turn.prompt, turn.answer)]
+        return renderer.least_tokens([*said, asked]) <= goal and len(renderer.render(left, asked)) <= goal
 
-    sizes = [size(dropped) for dropped in range(len(turns))]
     for goal in (room - limit // _SLACK, room):
-        dropped = next((at for at, taken in enumerate(sizes) if taken <= goal), len(turns))
+        dropped = _first(len(turns), partial(fits, goal=goal))
         if dropped < len(turns):
             return Fitted(renderer.render(turns[dropped:], asked), asked, dropped)
     ids = renderer.render((), asked)
@@ -219,12 +307,14 @@ def _tail(text: str, cut: int) -> str:
     return tail if space is None else tail[space:].lstrip() or tail
 
 
-def _too_long(actual: int, most: int, unit: str, limit: int, turns: Sequence[Turn]) -> ContextOverflowError:
+def _too_long(
+    actual: int, most: int, unit: str, limit: int, turns: Sequence[Turn], how_many: str = ""
+) -> ContextOverflowError:
     what = f"prompt and {len(turns)} earlier turns" if turns else "prompt"
     taken = f"{limit}" if unit == "tokens" else f"{limit} tokens"
-    other = " or begin another session" if turns else ""
+    other = " leave out earlier turns or begin another session," if turns else ""
     return ContextOverflowError(
-        f"{what} of {actual} {unit}, the model takes {taken}",
+        f"{what} of {how_many}{actual} {unit}, the model takes {taken}",
         actual=actual,
         limit=most,
         unit=unit,

@@ -200,7 +200,7 @@ class GraphModel(Opened):
         """Within the block another prompt is answered; nothing of the first has to be kept, it is one call."""
         return nullcontext()
 
-    def count_tokens(self, prompt: str) -> int:
+    def count_tokens(self, prompt: str, *, turns: Sequence[Turn] = (), system: str | None = None) -> int:
         """Tokens of `prompt`; 0 without one.
 
         Raises:
@@ -225,6 +225,7 @@ class GraphModel(Opened):
         on_text: OnText | None = None,
         should_stop: ShouldStop | None = None,
         turns: Sequence[Turn] = (),
+        system: str | None = None,
     ) -> Answer:
         """Refuse: it generates nothing.
 

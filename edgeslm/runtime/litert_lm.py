@@ -32,10 +32,10 @@ from edgeslm.runtime.constraint_form import NAMES, AnswerForm, first_line, form_
 from edgeslm.runtime.conversation import Turn
 from edgeslm.runtime.generation import Generation, OnText, ShouldStop, never
 from edgeslm.runtime.litert_lm_bundle import Bundle, Said, litert_lm_runtime, prove_text
-from edgeslm.runtime.model import Answer, check_requirements, parse_json
+from edgeslm.runtime.model import Answer, GraphCheck, check_requirements, parse_json
 from edgeslm.runtime.opened import Opened
 from edgeslm.runtime.outcome import Outcome
-from edgeslm.runtime.prompt import normal_text
+from edgeslm.runtime.prompt import no_place_for_system, normal_text
 from edgeslm.runtime.weight_cache import BUNDLE_SUFFIX
 from edgeslm.schema.installed import InstalledPackage
 from edgeslm.schema.message import Options, PromptRequest, Task
@@ -129,21 +129,25 @@ class LiteRtLmModel(Opened):
         raise InferenceError(f"{self.runtime_name} cannot set an answer aside")
         yield
 
-    def count_tokens(self, prompt: str) -> int:
-        """Tokens of `prompt` in the bundle's form; from any thread.
+    def count_tokens(self, prompt: str, *, turns: Sequence[Turn] = (), system: str | None = None) -> int:
+        """Tokens of `prompt` in the bundle's form, with what comes before; from any thread.
 
         Raises:
-            BadRequestError: it is blank, no Unicode text, or spells the bundle's markup.
+            BadRequestError: it is blank, no Unicode text, or spells the bundle's markup; or there is no place for
+                `system`.
             ContextOverflowError: longer than the model takes.
         """
-        return self._fit(normal_text(prompt), ())
+        return self._fit(normal_text(prompt), turns, system)
 
-    def _fit(self, prompt: str, turns: Sequence[Turn]) -> int:
+    def _fit(self, prompt: str, turns: Sequence[Turn], system: str | None) -> int:
+        if system is not None and not self._bundle.takes_system:
+            raise no_place_for_system(self.name)
         limit = min(self.installed.manifest.max_prompt_tokens, self._bundle.context_tokens - 1)
         most = limit * _MAX_CHARS_PER_TOKEN
-        actual, unit = len(prompt), "characters"
+        said = [prompt, *(text for turn in turns for text in (turn.prompt, turn.answer))]
+        said += [] if system is None else [system]
+        actual, unit = sum(map(len, said)), "characters"
         if actual <= most:
-            said = [prompt, *(text for turn in turns for text in (turn.prompt, turn.answer))]
             actual, most, unit = sum(map(self._bundle.count_tokens, said)), limit, "tokens"
         if actual > most:
             raise ContextOverflowError(
@@ -164,6 +168,7 @@ class LiteRtLmModel(Opened):
         on_text: OnText | None = None,
         should_stop: ShouldStop | None = None,
         turns: Sequence[Turn] = (),
+        system: str | None = None,
     ) -> Answer:
         """Answer one prompt; see :meth:`edgeslm.runtime.model.LoadedModel.answer`.
 
@@ -175,11 +180,11 @@ class LiteRtLmModel(Opened):
         """
         _check_options(options, self.name)
         asked = normal_text(prompt)
-        prompt_tokens = self._fit(asked, turns)
+        prompt_tokens = self._fit(asked, turns, system)
         wanted = options.max_tokens or self.max_answer_tokens
         said = Said(options.stop, on_text)
         max_tokens = min(wanted, self._bundle.context_tokens - prompt_tokens)
-        reason = self._bundle.say(asked, turns, max_tokens, options, should_stop or never, said.take)
+        reason = self._bundle.say(asked, turns, system, max_tokens, options, should_stop or never, said.take)
         generation = said.generation(self._bundle, prompt_tokens, reason, max_tokens, options)
         turn = None if options.session is None else Turn(asked, generation.text)
         return Answer(generation, self._parse(generation, options), turn)
@@ -227,9 +232,15 @@ def _check_form(form: AnswerForm) -> None:
 
 
 def load_bundle(
-    installed: InstalledPackage, threads: int = 1, cache_dir: Path | None = None
+    installed: InstalledPackage,
+    threads: int = 1,
+    cache_dir: Path | None = None,
+    check: GraphCheck | None = None,
 ) -> LiteRtLmModel:
     """Open the first bundle of the package that proves right.
+
+    Args:
+        check: asked before a bundle is opened in this process.
 
     Raises:
         RuntimeMissingError: LiteRT-LM is not installed.
@@ -240,6 +251,8 @@ def load_bundle(
     failures: list[ModelLoadError] = []
     for graph in installed.manifest.graphs:
         try:
+            if check is not None:
+                check(installed, graph, runtime)
             return LiteRtLmModel(installed, runtime, graph, threads, cache_dir)
         except ModelLoadError as error:
             failures.append(error)

@@ -1,7 +1,8 @@
 """A ``.litertlm`` bundle, opened by LiteRT-LM (the optional package ``litert-lm-api``).
 
 It computes on threads of its own: :meth:`Bundle.say` hands its answer to the thread that asked, piece by piece, and
-tells it to stop once there is a reason. What it had begun to compute then, a token or the whole prompt, it finishes.
+tells it to stop once there is a reason. What it had begun to compute then, a token or the whole prompt, it finishes;
+who asked does not wait for that, the next one does.
 
 Source: litert-lm-api 0.18.1, ``litert_lm/interfaces.py``.
 """
@@ -16,8 +17,8 @@ import queue
 import re
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,7 @@ from edgeslm.runtime.backend import (
 )
 from edgeslm.runtime.conversation import Turn
 from edgeslm.runtime.generation import Generation, OnText, ShouldStop, StopStrings, never
+from edgeslm.schema.chat import Role
 from edgeslm.schema.message import FinishReason, Options
 from edgeslm.schema.package import BUNDLE, TextProof
 
@@ -44,6 +46,7 @@ _MARKUP = re.compile(r"[<\[|].+[>\]|]", re.DOTALL)
 _META = re.compile(r"([\\.+*?()|\[\]{}^$])")
 _QUOTED = r"\\\1"
 _PROBE = "Hello"
+_SYSTEM = "Answer"
 _ALL = 65_536
 """For a sampler that keeps all: tokens beyond so many are never come to."""
 
@@ -67,6 +70,7 @@ class Bundle:
 
     Attributes:
         context_tokens: most tokens of prompt and answer together.
+        takes_system: it has a place for a message of the system.
     """
 
     def __init__(
@@ -97,6 +101,7 @@ class Bundle:
                     max_num_tokens=context_tokens,
                 )
                 self.context_tokens = context_tokens
+                self._unfinished: threading.Thread | None = None
                 self._form_tokens, self._markup = self._learn_form()
         except (RuntimeError, ValueError, OSError, AttributeError) as error:
             raise ModelLoadError(
@@ -105,8 +110,11 @@ class Bundle:
 
     def _learn_form(self) -> tuple[int, frozenset[int]]:
         """Tokens that the bundle puts around a prompt: how many, and those that are no text."""
-        with self._conversation(1) as conversation:
+        with closing(self._conversation(1)) as conversation:
             around = self.tokenize(conversation.render_message_to_string(_PROBE))
+        with closing(self._conversation(1, system=_SYSTEM)) as conversation:
+            # A template without a place for it leaves it out, one that refuses it makes nothing.
+            self.takes_system = _SYSTEM in conversation.render_message_to_string(_PROBE)
         ends = [ids[0] for ids in self._engine.eos_token_ids if len(ids) == 1]
         begins = self._engine.bos_token_id
         markup = {token for token in around if _MARKUP.fullmatch(self._engine.detokenize([token]).strip())}
@@ -128,37 +136,37 @@ class Bundle:
             raise BadRequestError("the prompt contains what marks turns or the end of a text in this model")
         return len(ids) + self._form_tokens
 
-    @contextmanager
     def _conversation(
-        self, max_tokens: int, turns: Sequence[Turn] = (), *, has_form: bool = False, **settings: Any
-    ) -> Iterator[Any]:
-        messages = []
+        self,
+        max_tokens: int,
+        turns: Sequence[Turn] = (),
+        system: str | None = None,
+        *,
+        has_form: bool = False,
+        **settings: Any,
+    ) -> Any:
+        """One that has to be closed."""
+        messages = [] if system is None else [_message("system", system)]
         for turn in turns:
-            messages += [
-                {"role": "user", "content": [{"type": "text", "text": turn.prompt}]},
-                {"role": "assistant", "content": [{"type": "text", "text": turn.answer}]},
-            ]
+            messages += [_message("user", turn.prompt), _message("assistant", turn.answer)]
         if has_form:
             # Takes seconds for a large vocabulary, so only where it is needed.
             lib = self._library
             settings["constrained_decoding_config"] = lib.ConstrainedDecodingConfig(
                 enable=True, provider=lib.LiteRtLmConstraintProviderType.LL_GUIDANCE
             )
-        made = self._engine.create_conversation(
+        return self._engine.create_conversation(
             messages=messages or None,
             automatic_tool_calling=False,
             max_output_tokens=max_tokens,
             **settings,
         )
-        try:
-            yield made
-        finally:
-            made.close()
 
     def say(
         self,
         prompt: str,
         turns: Sequence[Turn],
+        system: str | None,
         max_tokens: int,
         options: Options,
         should_stop: ShouldStop,
@@ -172,35 +180,50 @@ class Bundle:
         Raises:
             InferenceError: LiteRT-LM fails.
         """
+        reason = self._wait_for_former(should_stop)
+        if reason is not None:
+            return reason
         pieces: queue.SimpleQueue[str | Exception | None] = queue.SimpleQueue()
         has_form = options.answer_form is not None
         sampler = self._sampler(options)
-        with self._conversation(max_tokens, turns, has_form=has_form, sampler_config=sampler) as conversation:
-            stream = conversation.send_message_async(prompt, response_format=self._format(options))
-            thread = threading.Thread(target=_drain, args=(stream, pieces), name="litert-lm", daemon=True)
-            thread.start()
-            reason: FinishReason | None = None
-            is_enough = False
-            try:
-                while True:
-                    try:
-                        piece = pieces.get(timeout=_LOOK_S)
-                    except queue.Empty:
-                        piece = ""
-                    if piece is None:
-                        return reason
-                    if isinstance(piece, Exception):
-                        if reason is not None or is_enough:
-                            return reason
-                        raise InferenceError(f"LiteRT-LM failed: {str(piece)[:300]}") from piece
-                    if reason is None and not is_enough:
-                        is_enough = bool(piece) and take(piece)
-                        reason = should_stop()
-                        if reason is not None or is_enough:
-                            conversation.cancel_process()
-            finally:
-                conversation.cancel_process()
-                thread.join()
+        try:
+            conversation = self._conversation(
+                max_tokens, turns, system, has_form=has_form, sampler_config=sampler
+            )
+        except RuntimeError as error:
+            raise InferenceError(f"LiteRT-LM failed: {str(error)[:300]}") from error
+        stream = conversation.send_message_async(prompt, response_format=self._format(options))
+        running = _Running(conversation)
+        self._unfinished = threading.Thread(
+            target=running.drain, args=(stream, pieces), name="litert-lm", daemon=True
+        )
+        self._unfinished.start()
+        try:
+            while True:
+                try:
+                    piece = pieces.get(timeout=_LOOK_S)
+                except queue.Empty:
+                    piece = ""
+                if piece is None:
+                    return None
+                if isinstance(piece, Exception):
+                    raise InferenceError(f"LiteRT-LM failed: {str(piece)[:300]}") from piece
+                is_enough = bool(piece) and take(piece)
+                reason = should_stop()
+                if reason is not None or is_enough:
+                    return reason
+        finally:
+            running.end()
+
+    def _wait_for_former(self, should_stop: ShouldStop) -> FinishReason | None:
+        """Wait until what a former answer was ended in the midst of is computed; a reason to give up before."""
+        while self._unfinished is not None:
+            self._unfinished.join(_LOOK_S)
+            if not self._unfinished.is_alive():
+                self._unfinished = None
+            elif (reason := should_stop()) is not None:
+                return reason
+        return None
 
     def _sampler(self, options: Options) -> Any:
         if options.temperature == 0:
@@ -233,16 +256,42 @@ def _usable(cache_dir: Path | None) -> str:
     return str(cache_dir) if os.access(cache_dir, os.W_OK) else _NO_CACHE
 
 
-def _drain(stream: Any, pieces: queue.SimpleQueue[str | Exception | None]) -> None:
-    try:
-        for message in stream:
-            found = message.to_json()
-            texts = [part.get("text", "") for part in found.get("content", ()) if isinstance(part, dict)]
-            pieces.put("".join(texts))
-    except Exception as error:  # whatever it is belongs to the thread that asked
-        pieces.put(error)
-    else:
-        pieces.put(None)
+def _message(role: Role, text: str) -> dict[str, Any]:
+    return {"role": role, "content": [{"type": "text", "text": text}]}
+
+
+class _Running:
+    """A conversation whose answer is being computed, on a thread that closes it."""
+
+    def __init__(self, conversation: Any) -> None:
+        self._conversation = conversation
+        self._lock = threading.Lock()
+        self._is_over = self._is_closed = False
+
+    def drain(self, stream: Any, pieces: queue.SimpleQueue[str | Exception | None]) -> None:
+        """Take all that comes, to its end, since the library writes to it until then."""
+        try:
+            for message in stream:
+                found = message.to_json()
+                texts = [part.get("text", "") for part in found.get("content", ()) if isinstance(part, dict)]
+                pieces.put("".join(texts))
+                if self._is_over:  # what ended it came before it had begun, or was not heard
+                    self.end()
+        except Exception as error:  # whatever it is belongs to the thread that asked
+            pieces.put(error)
+        else:
+            pieces.put(None)
+        finally:
+            with self._lock:
+                self._is_closed = True
+                self._conversation.close()
+
+    def end(self) -> None:
+        """Compute no further than what is begun."""
+        self._is_over = True
+        with self._lock:
+            if not self._is_closed:
+                self._conversation.cancel_process()
 
 
 class Said:
@@ -307,7 +356,7 @@ def greedy_text(bundle: Bundle, prompt: str, max_tokens: int) -> str:
         InferenceError: LiteRT-LM fails.
     """
     said = Said((), None)
-    bundle.say(prompt, (), max_tokens, Options(), never, said.take)
+    bundle.say(prompt, (), None, max_tokens, Options(), never, said.take)
     return said.generation(bundle, 0, None, max_tokens, Options()).text
 
 

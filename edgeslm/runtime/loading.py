@@ -39,7 +39,7 @@ def load_served(
     """
     manifest = installed.manifest
     if manifest.is_bundle:
-        return load_bundle(installed, threads, cache_dir)
+        return load_bundle(installed, threads, cache_dir, check)
     if manifest.task == "generate":
         return load_model(installed, choice, threads, cache_dir, check, prefixes)
     runtime = choose_runtime(choice)

@@ -67,6 +67,11 @@ class MemoryNeed:
         )
 
 
+def of_bundle(size_bytes: int) -> MemoryNeed:
+    """What a bundle takes of which only the whole is known."""
+    return MemoryNeed(size_bytes, 0, 0, 0, 0, 0)
+
+
 def predict(graph: GraphFacts, tokenizer_bytes: int, *, in_place: bool) -> MemoryNeed:
     """What loading `graph` will take.
 

@@ -166,9 +166,22 @@ class LoadedModel(Opened):
         """Never: it takes text."""
         return False
 
-    def count_tokens(self, prompt: str) -> int:
-        """Tokens of `prompt` in the package's form; from any thread; raises what :meth:`encode` does."""
-        return len(self.encode(prompt))
+    def count_tokens(self, prompt: str, *, turns: Sequence[Turn] = (), system: str | None = None) -> int:
+        """Tokens of `prompt` in the package's form, with what comes before; from any thread.
+
+        Raises:
+            BadRequestError: see :meth:`encode`; or there is no form for what comes before.
+            TooLargeError: longer than the model takes.
+        """
+        if not turns and system is None:
+            return len(self.encode(prompt))
+        limit = self._prompt_limit
+        renderer = self._renderer.with_system(system)
+        return len(fit(renderer, turns, prompt, limit=limit, room=limit, overflow="error").token_ids)
+
+    @property
+    def _prompt_limit(self) -> int:
+        return min(self.installed.manifest.max_prompt_tokens, self._engine.context_tokens - 1)
 
     def encode(self, prompt: str) -> list[int]:
         """Token ids of `prompt` in the package's form.
@@ -187,6 +200,7 @@ class LoadedModel(Opened):
         on_text: OnText | None = None,
         should_stop: ShouldStop | None = None,
         turns: Sequence[Turn] = (),
+        system: str | None = None,
     ) -> Answer:
         """Answer one prompt.
 
@@ -194,6 +208,7 @@ class LoadedModel(Opened):
             options: ``deadline_ms``, ``priority`` and ``stream`` are the caller's business, and so is which turns a
                 ``session`` has.
             turns: what was said before in the same conversation, the oldest first.
+            system: how to answer, in place of what the package says itself.
             on_text: gets the answer piece by piece, on this thread.
             should_stop: asked between tokens.
 
@@ -205,9 +220,10 @@ class LoadedModel(Opened):
         """
         manifest = self.installed.manifest
         context, wanted = self._engine.context_tokens, options.max_tokens or manifest.max_answer_tokens
-        limit = min(manifest.max_prompt_tokens, context - 1)
+        limit = self._prompt_limit
+        renderer = self._renderer.with_system(system)
         fitted = fit(
-            self._renderer,
+            renderer,
             turns,
             prompt,
             limit=limit,
@@ -232,11 +248,12 @@ class LoadedModel(Opened):
             should_stop=should_stop or never,
             pace=self._pace,
             earlier=self._earlier,
-            prefixes=self._prefixes if fitted.dropped_turns == len(turns) else self._prefixes.next_turn(),
+            prefixes=self._prefixes.beginning_with(
+                renderer.beginning, has_turns=fitted.dropped_turns < len(turns)
+            ),
         )
-        turn = None
-        if options.session is not None:
-            turn = self._renderer.turn(fitted.prompt, generation)
+        turn = None if options.session is None else renderer.turn(fitted.prompt, generation)
+        if turn is not None or turns:
             self._prefixes.follow(self._engine, [*ids, *generation.token_ids])
         data = self._parse(generation, form)
         return Answer(generation, data, turn, fitted.dropped_turns, fitted.dropped_chars)

@@ -160,13 +160,20 @@ class PrefixCache:
         Raises:
             InferenceError: what the engine raises.
         """
-        shared = self._shared(ids)
-        self._seen.appendleft(tuple(ids))
-        return self._prefill(engine, ids, shared, should_stop)
+        return self._prefill(engine, ids, self._seen_before(ids), should_stop)
 
-    def next_turn(self) -> Beginnings:
-        """For a prompt that has earlier turns before it: these are its own, and no beginning that others may share."""
-        return _NextTurn(self._prefill)
+    def beginning_with(self, known: Sequence[int], *, has_turns: bool) -> Beginnings:
+        """For a prompt of which is known what others may share with it: `known`, such as a message of the system.
+
+        Args:
+            has_turns: earlier turns come after that, which are the prompt's own: no more of it is shared.
+        """
+
+        def shared(ids: Sequence[int]) -> int:
+            length = min(common_length(known, ids), len(ids) - 1)
+            return max(length if length >= LEAST_TOKENS else 0, 0 if has_turns else self._seen_before(ids))
+
+        return _Known(self._prefill, shared)
 
     def follow(self, engine: Engine, ids: Sequence[int]) -> None:
         """A turn of a conversation is over: its next one will begin with `ids`, which the engine holds most of."""
@@ -210,11 +217,13 @@ class PrefixCache:
             engine.prefill(ids[engine.position : -1], should_stop)
         return cached
 
-    def _shared(self, ids: Sequence[int]) -> int:
-        """How far an earlier prompt began like this one, where that is worth keeping; else 0."""
+    def _seen_before(self, ids: Sequence[int]) -> int:
+        """How far an earlier prompt began like this one, where that is worth keeping; else 0. It is one from now on."""
+        seen = tuple(self._seen)
+        self._seen.appendleft(tuple(ids))
         if self._states.limit_bytes == 0 and self._directory is None:
             return 0
-        most = max((_common(seen, ids) for seen in self._seen), default=0)
+        most = max((common_length(one, ids) for one in seen), default=0)
         most = min(most, len(ids) - 1)
         return most if most >= LEAST_TOKENS else 0
 
@@ -343,19 +352,22 @@ class PrefixPlace:
         )
 
 
-class _NextTurn:
-    """`Beginnings` of a prompt with turns before it."""
+class _Known:
+    """`Beginnings` of a prompt of which is known how much of it others share."""
 
     def __init__(
-        self, prefill: Callable[[Engine, Sequence[int], int, Callable[[], bool] | None], int]
+        self,
+        prefill: Callable[[Engine, Sequence[int], int, Callable[[], bool] | None], int],
+        shared: Callable[[Sequence[int]], int],
     ) -> None:
         self._prefill = prefill
+        self._shared = shared
 
     def prefill(
         self, engine: Engine, ids: Sequence[int], should_stop: Callable[[], bool] | None = None
     ) -> int:
         """See :meth:`PrefixCache.prefill`."""
-        return self._prefill(engine, ids, 0, should_stop)
+        return self._prefill(engine, ids, self._shared(ids), should_stop)
 
 
 def encode_state(state: KvState) -> bytes:
@@ -396,7 +408,7 @@ def decode_state(raw: bytes) -> KvState:
     return KvState(tuple(map(int, header["tokens"])), caches)
 
 
-def _common(left: Sequence[int], right: Sequence[int]) -> int:
+def common_length(left: Sequence[int], right: Sequence[int]) -> int:
     """How many tokens both begin with."""
     pairs = enumerate(zip(left, right, strict=False))
     return next((at for at, (a, b) in pairs if a != b), min(len(left), len(right)))

@@ -145,7 +145,7 @@ class GraphTrial:
             preflight.check_memory(subject, needed_bytes, self._free_bytes())
             return
         preflight.check_system_library(subject, _wheel_tags(runtime.package), _glibc())
-        need, custom = self._read(installed, graph, runtime)
+        need, custom = self._predict(installed, graph, runtime)
         subject = Subject(subject.name, path, subject.runtime, custom)
         free_bytes = self._free_bytes()
         # With the libraries, though ours may be loaded: the trial loads its own.
@@ -178,21 +178,25 @@ class GraphTrial:
             said.grown_bytes / 2**20,
             need.total_bytes / 2**20,
         )
-        self._keep(installed, graph, runtime, _proved(need, said.grown_bytes, said.load_s))
+        self.remember(installed, graph, runtime, grown_bytes=said.grown_bytes, load_s=said.load_s)
 
     def model_bytes(self, installed: InstalledPackage) -> int:
         """Memory that a package's model will take here, as predicted; without the libraries that compute it.
 
-        Of a bundle, which nobody looks into, it is what the package says.
+        Of a bundle, which nobody looks into, it is what the trial took here, with the library; before one, what the
+        package says.
 
         Raises:
             ModelLoadError: its graph is damaged.
             RuntimeMissingError: there is none that the package has a graph for.
         """
         from edgeslm.runtime.backend import choose_runtime  # noqa: PLC0415
+        from edgeslm.runtime.litert_lm_bundle import litert_lm_runtime  # noqa: PLC0415
 
         if installed.manifest.is_bundle:
-            return installed.manifest.requires.ram_mb << 20
+            first = installed.manifest.graphs[0]
+            known = self.recall(installed, first, litert_lm_runtime())
+            return known.needed_bytes if known else installed.manifest.requires.ram_mb << 20
         runtime = choose_runtime(self._choice)
         graph = next((one for one in installed.manifest.graphs if runtime.kind in one.runtimes), None)
         if graph is None:
@@ -200,7 +204,7 @@ class GraphTrial:
         known = self.recall(installed, graph, runtime)
         if known is not None:
             return known.needed_bytes - known.library_bytes
-        need, _ = self._read(installed, graph, runtime)
+        need, _ = self._predict(installed, graph, runtime)
         return need.model_bytes
 
     def remember(
@@ -217,7 +221,11 @@ class GraphTrial:
         Raises:
             ModelLoadError: it is damaged.
         """
-        need, _ = self._read(installed, graph, runtime)
+        from edgeslm.runtime.memory import of_bundle  # noqa: PLC0415
+
+        # What is in a bundle is known to LiteRT-LM alone, so what it took here is what it will take.
+        is_bundle = installed.manifest.is_bundle
+        need = of_bundle(grown_bytes) if is_bundle else self._predict(installed, graph, runtime)[0]
         self._keep(installed, graph, runtime, _proved(need, grown_bytes, load_s))
 
     def recall(self, installed: InstalledPackage, graph: GraphSpec, runtime: Runtime) -> Proved | None:
@@ -231,15 +239,17 @@ class GraphTrial:
         except (OSError, ValidationError):
             return None
 
-    def _read(
+    def _predict(
         self, installed: InstalledPackage, graph: GraphSpec, runtime: Runtime
     ) -> tuple[MemoryNeed, tuple[str, ...]]:
-        """Memory that a graph will take, and its operations that are not built in."""
+        """Memory that a graph will take, and its operations that are not built in; of a bundle what it says."""
         from edgeslm.runtime.executor import will_compile  # noqa: PLC0415
         from edgeslm.runtime.graph_facts import read_graph  # noqa: PLC0415
-        from edgeslm.runtime.memory import predict  # noqa: PLC0415
+        from edgeslm.runtime.memory import of_bundle, predict  # noqa: PLC0415
 
         manifest = installed.manifest
+        if manifest.is_bundle:
+            return of_bundle(manifest.requires.ram_mb << 20), ()
         facts = read_graph(installed.file(graph.file))
         tokenizer = manifest.tokenizer
         size_bytes = 0 if tokenizer is None else manifest.files[tokenizer.file].size_bytes

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import importlib
 import os
 import resource
 import signal
@@ -17,7 +18,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from edgeslm.errors import EdgeslmError, RuntimeMissingError
+from edgeslm.errors import EdgeslmError
 from edgeslm.runtime.preflight import TrialSaid
 from edgeslm.runtime.trial import TrialOrder
 
@@ -36,10 +37,9 @@ def main(arguments: Sequence[str]) -> int:
             said = _load(order)
         except MemoryError:
             said = TrialSaid(fault=MemoryError.__name__)
-        except RuntimeMissingError as error:
-            lacked_memory = order.limit_bytes is not None and _is_there_without_limit(order)
-            fault = MemoryError if lacked_memory else RuntimeMissingError
-            said = TrialSaid(fault=fault.__name__, message=error.message[:2048], hint=error.hint)
+        except SystemError as error:
+            # What CPython says where C code found no memory and did not say so; then it is what code of ours would say.
+            said = TrialSaid(fault=SystemError.__name__, message=str(error)[:2048])
         except EdgeslmError as error:
             hint = None if error.hint is None else error.hint[:1024]
             said = TrialSaid(
@@ -66,30 +66,42 @@ def _load(order: TrialOrder) -> TrialSaid:
     from edgeslm.runtime.loading import load_served  # noqa: PLC0415
     from edgeslm.schema.installed import InstalledPackage  # noqa: PLC0415
 
+    before, data_before = _status_bytes("VmRSS"), _status_bytes("VmData")
+    _import_libraries(order)
     if order.limit_bytes is not None:
-        limit = _status_bytes("VmData") + order.limit_bytes
+        limit = data_before + order.limit_bytes
+        if limit <= _status_bytes("VmData"):
+            raise MemoryError  # the libraries alone took it
         resource.setrlimit(resource.RLIMIT_DATA, (limit, resource.RLIM_INFINITY))
-    before = _status_bytes("VmRSS")
     started = time.monotonic()
     installed = InstalledPackage(order.directory, order.manifest, order.sha256)
     load_served(installed, order.runtime, order.threads, order.cache_dir)
     return TrialSaid(grown_bytes=max(0, _status_bytes("VmHWM") - before), load_s=time.monotonic() - started)
 
 
-def _is_there_without_limit(order: TrialOrder) -> bool:
-    """Whether the runtime can be imported after all: one that lacks memory says that it cannot begin, no more."""
+def _import_libraries(order: TrialOrder) -> None:
+    """Import what computes, before memory is limited: native code that lacks it while it is loaded just dies."""
     from edgeslm.runtime.backend import choose_runtime, import_runtime  # noqa: PLC0415
+    from edgeslm.runtime.executor import has_compiled_model  # noqa: PLC0415
+    from edgeslm.runtime.litert_lm_bundle import litert_lm_runtime  # noqa: PLC0415
 
-    resource.setrlimit(resource.RLIMIT_DATA, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
-    try:
-        import_runtime(choose_runtime(order.runtime))
-    except RuntimeMissingError:
-        return False
-    return True
+    if order.manifest.is_bundle:
+        import_runtime(litert_lm_runtime())
+        return
+    runtime = choose_runtime(order.runtime)
+    import_runtime(runtime)
+    has_compiled_model(runtime)
+    tokenizer = order.manifest.tokenizer
+    if tokenizer is not None:
+        # The package's tokenizer says itself what it misses.
+        with contextlib.suppress(ImportError):
+            importlib.import_module("tokenizers" if tokenizer.kind == "tokenizers-json" else "sentencepiece")
 
 
 def _ask_interpreter(order: TrialOrder) -> str:
     """What the interpreter says against the graph: it names operations that it does not have, which others do not."""
+    if order.manifest.is_bundle:
+        return ""
     from edgeslm.runtime.backend import choose_runtime, open_interpreter  # noqa: PLC0415
 
     path = order.directory / order.manifest.graphs[0].file

@@ -13,9 +13,10 @@ from pydantic import Field, JsonValue, StringConstraints, field_validator, model
 
 from edgeslm.errors import WireCode
 from edgeslm.schema.base import Identifier, RequestId, WireModel
+from edgeslm.schema.chat import MAX_MESSAGE_CHARS, Messages, check_order
 from edgeslm.schema.tensor import Tensors
 
-MAX_PROMPT_CHARS = 32_768
+MAX_PROMPT_CHARS = MAX_MESSAGE_CHARS
 MAX_BODY_BYTES = 262_144
 """Largest message body that is parsed at all."""
 MAX_CPU_FEATURES = 512
@@ -140,6 +141,8 @@ class PromptRequest(WireModel):
         task: what the model is to do: ``generate`` an answer, ``classify`` (which of the package's labels, or of the
             option ``choices``), ``embed`` (a vector that says what the text means), or ``tensor`` (arrays in, out).
         prompt: the text; none where arrays are asked about.
+        messages: a conversation in place of one text: at most one message of the system, then user and assistant in
+            turns, the user last. For models whose package says how to put one together.
         tensor: the arrays, by the name of the model's input; instead of a text.
         inputs: several texts, or objects of arrays, in place of one: each is answered for itself, with the same options
             and one receipt. Whether one can be served shows in its output.
@@ -152,6 +155,7 @@ class PromptRequest(WireModel):
     task: Task = "generate"
     model: Identifier | None = None
     prompt: Annotated[str, StringConstraints(max_length=MAX_PROMPT_CHARS)] = ""
+    messages: Messages | None = None
     tensor: Tensors | None = None
     inputs: (
         Annotated[tuple[JsonValue, ...], Field(min_length=1, max_length=MAX_INPUTS, strict=False)] | None
@@ -180,9 +184,16 @@ class PromptRequest(WireModel):
             raise ValueError(f"unknown option: {', '.join(unknown[:5])}")
         return {**data, "options": {**nested, **flat}}
 
+    @field_validator("messages")
+    @classmethod
+    def _in_order(cls, messages: Messages | None) -> Messages | None:
+        return None if messages is None else check_order(messages)
+
     @model_validator(mode="after")
     def _asks_one_thing(self) -> Self:
-        if self.inputs is not None:
+        if self.messages is not None:
+            self._check_messages()
+        elif self.inputs is not None:
             self._check_inputs()
         elif self.tensor is None and self.task == "tensor":
             raise ValueError("task 'tensor' needs arrays, under 'tensor'")
@@ -201,6 +212,18 @@ class PromptRequest(WireModel):
                     raise ValueError(f"option '{name}' means nothing to task '{self.task}'")
         return self
 
+    def _check_messages(self) -> None:
+        if self.prompt or self.tensor is not None or self.inputs is not None:
+            raise ValueError(
+                "messages and prompt, tensor or inputs contradict each other: a request has one of them"
+            )
+        if self.task != "generate":
+            raise ValueError(f"messages go with task 'generate', not with '{self.task}'")
+        if self.options.session is not None:
+            raise ValueError(
+                "option 'session' goes with a prompt: messages bring their earlier turns along themselves"
+            )
+
     def _check_inputs(self) -> None:
         if self.prompt or self.tensor is not None:
             raise ValueError("inputs and prompt or tensor contradict each other: a request has one of them")
@@ -216,9 +239,17 @@ class PromptRequest(WireModel):
 
     def asks_as(self, other: Self) -> bool:
         """Whether `other` asks the same of the same kind of model, however it is to be answered."""
-        return (self.task, self.prompt, self.tensor, self.inputs, self.options.session) == (
+        return (
+            self.task,
+            self.prompt,
+            self.messages,
+            self.tensor,
+            self.inputs,
+            self.options.session,
+        ) == (
             other.task,
             other.prompt,
+            other.messages,
             other.tensor,
             other.inputs,
             other.options.session,
@@ -373,6 +404,7 @@ class ModelInfo(WireModel):
 
     Attributes:
         loaded: whether it is in memory; one that is not is loaded when it is asked. Older agents do not say.
+        messages: whether it takes a conversation in place of a prompt; older agents do not, and do not say.
     """
 
     name: str
@@ -382,6 +414,7 @@ class ModelInfo(WireModel):
     context_tokens: int
     graph: str
     loaded: bool | None = None
+    messages: bool | None = None
 
 
 class Info(WireModel):

@@ -232,6 +232,11 @@ class Manifest(FileModel):
         """Whether what it holds is a bundle with a tokenizer of its own."""
         return any(BUNDLE in graph.runtimes for graph in self.graphs)
 
+    @property
+    def takes_messages(self) -> bool:
+        """Whether it says how a conversation is put together: by a chat template, or in its bundle."""
+        return self.chat_template is not None or self.is_bundle
+
     def _check_bundle(self) -> None:
         if self.task != "generate":
             raise ValueError(f"a bundle for {BUNDLE} goes with task 'generate'")

@@ -10,6 +10,7 @@ import time
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
+from typing import Self
 
 from edgeslm.errors import BadRequestError, ConstraintMissingError, TooLargeError
 from edgeslm.runtime.conversation import Turn, fit
@@ -82,8 +83,8 @@ class EchoModel:
         """Answer another prompt between two words of one; nothing has to be kept."""
         return nullcontext()
 
-    def count_tokens(self, prompt: str) -> int:
-        """Words of `prompt`.
+    def count_tokens(self, prompt: str, *, turns: Sequence[Turn] = (), system: str | None = None) -> int:
+        """Words of `prompt`; nothing else comes before it in a request.
 
         Raises:
             BadRequestError: it has none.
@@ -107,6 +108,7 @@ class EchoModel:
         on_text: OnText | None = None,
         should_stop: ShouldStop | None = None,
         turns: Sequence[Turn] = (),
+        system: str | None = None,
     ) -> Answer:
         """Say the words of `prompt` back; each word of it and of `turns` is a token of the prompt.
 
@@ -121,7 +123,14 @@ class EchoModel:
                 kind=options.answer_form,
             )
         overflow = options.overflow or "error"
-        fitted = fit(_WordRenderer(), turns, prompt, limit=MAX_WORDS, room=MAX_WORDS, overflow=overflow)
+        fitted = fit(
+            _WordRenderer().with_system(system),
+            turns,
+            prompt,
+            limit=MAX_WORDS,
+            room=MAX_WORDS,
+            overflow=overflow,
+        )
         words = fitted.prompt.split()
         started = time.perf_counter()
         said: list[str] = []
@@ -164,6 +173,15 @@ class _WordRenderer:
     """`Renderer` that counts words."""
 
     max_chars = 64 * MAX_WORDS
+    beginning: Sequence[int] = ()
+
+    def least_tokens(self, texts: Sequence[str]) -> int:
+        return 0  # words are counted fast
+
+    def with_system(self, system: str | None) -> Self:
+        if system is not None:
+            raise BadRequestError("a simulated model has no form for messages")
+        return self
 
     def clean(self, prompt: str) -> str:
         if not prompt.split():

@@ -122,6 +122,34 @@ def test_each_line_of_the_input_is_a_prompt(rig: FleetRig, agents: dict[str, Age
     assert "> lock the front door" in text.stdout
 
 
+def test_other_tasks_are_asked_as_well(rig: FleetRig, agents: dict[str, AgentProcess]) -> None:
+    asked = ["ask", "one", "two", PROMPT, "--task", "classify", "--choices", "on,off"]
+    *answers, last = lines(run(rig, *asked, "--json", "--agreement"))
+    assert {answer["label"] for answer in answers} <= {"on", "off"}
+    assert all(sum(answer["scores"].values()) == pytest.approx(1.0) for answer in answers)
+    assert last["agreement"]["same"] == 2
+    text = run(rig, *asked)
+    assert f"{answers[0]['label']} (0." in text.stdout
+    assert "2 of 2 answered, all the same" in text.stdout
+
+
+def test_arrays_and_messages_reach_the_devices_which_say_what_they_lack(
+    rig: FleetRig, agents: dict[str, AgentProcess], tmp_path: Path
+) -> None:
+    file = tmp_path / "window.json"
+    file.write_text('{"x": [[1, 2, 3]]}')
+    found = lines(run(rig, "ask", "one", "--tensor", str(file), "--json"), code=1)
+    assert "task 'tensor' is not served" in found[0]["error"]["message"]
+    assert found[0]["prompt"] == "arrays: x"
+    said = json.dumps([{"role": "user", "content": PROMPT}])
+    for given, stdin in ((said, None), ("-", said)):
+        found = lines(run(rig, "ask", "one", "--messages", given, "--json", stdin=stdin), code=1)
+        assert found[0]["error"]["code"] == "bad_request"
+        assert "has no form for messages" in found[0]["error"]["message"]
+        assert found[0]["prompt"] == PROMPT
+    assert lines(run(rig, "ask", "one", PROMPT, "--json"))[0]["ok"]
+
+
 def test_an_error_of_a_device_is_shown_with_its_reason(
     rig: FleetRig, agents: dict[str, AgentProcess]
 ) -> None:

@@ -49,6 +49,42 @@ def test_a_package_with_a_chat_template_is_packed_shown_and_proved(source: Path,
     assert answer["finish_reason"] == "stop"
 
 
+def test_messages_come_from_a_file_standard_input_or_the_line(source: Path, tmp_path: Path) -> None:
+    made = tmp_path / "home.slm"
+    run("model", "pack", source, "--out", made)
+    said = [
+        {"role": "user", "content": "turn on the fan"},
+        {"role": "assistant", "content": "it is on"},
+        {"role": "user", "content": "turn it off"},
+    ]
+    (tmp_path / "said.json").write_text(json.dumps(said))
+    alone = json.loads(run("model", "run", made, "--json", "turn it off"))
+    for given in (json.dumps(said), tmp_path / "said.json"):
+        found = json.loads(run("model", "run", made, "--json", "--messages", given))
+        assert found["receipt"]["prompt_tokens"] > alone["receipt"]["prompt_tokens"]
+    piped = CliRunner().invoke(
+        cli, ["model", "run", str(made), "--json", "--messages", "-"], input=json.dumps(said)
+    )
+    assert json.loads(piped.stdout)["text"] == found["text"]
+    # The packages that ship have no chat template.
+    told = run("model", "run", "home-command", "--messages", json.dumps(said), code=1)
+    assert "bad_request: home-command@" in told
+    assert "has no form for messages" in told
+
+
+def test_messages_that_are_none_are_a_usage_error(tmp_path: Path) -> None:
+    (tmp_path / "object.json").write_text("{}")
+    for given, told in (
+        ("[", "--messages is no JSON"),
+        ("[]", "messages"),
+        ('[{"role": "assistant", "content": "x"}]', "expected is one of the user"),
+        (tmp_path / "object.json", "holds no list of messages"),
+        (tmp_path / "missing.json", "cannot be read"),
+    ):
+        assert told in run("model", "run", "home-command", "--messages", given, code=2)
+    assert "takes the place" in run("model", "run", "home-command", "on", "--messages", "[]", code=2)
+
+
 def test_a_template_without_an_end_is_not_packed(source: Path, tmp_path: Path) -> None:
     (source / "chat_template.jinja").write_text("{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}")
     told = run("model", "pack", source, "--out", tmp_path / "home.slm", code=4)

@@ -1,18 +1,26 @@
 """Packages with a chat template: packed, loaded, and asked, with the model that ships."""
 
 import json
+import time
 import zipfile
 from importlib import resources
 
 import pytest
 
 from edgeslm.cli import wiring
-from edgeslm.errors import BadRequestError, ChatTemplateError, PackageFormatError
+from edgeslm.errors import (
+    BadRequestError,
+    ChatTemplateError,
+    ContextOverflowError,
+    PackageFormatError,
+    TooLargeError,
+)
 from edgeslm.models.packing import pack_directory
 from edgeslm.runtime.chat_renderer import examine
 from edgeslm.runtime.chat_template import ChatMessage
+from edgeslm.runtime.conversation import Turn, check_messages, spoken
 from edgeslm.runtime.model import load_model
-from edgeslm.schema.message import Options
+from edgeslm.schema.message import Options, PromptRequest
 
 SHAPE = (
     "{{ bos_token }}{% for m in messages %}"
@@ -143,6 +151,108 @@ def test_a_template_that_was_not_checked_when_it_was_packed_is_refused_when_it_i
     installed = wiring.install_package(str(made), source.parent / "store")
     with pytest.raises(ChatTemplateError, match="50000 steps"):
         load_model(installed)
+
+
+TALK = (
+    "{{ bos_token }}{% for m in messages %}{{ m.content }}"
+    "{{ {'system': ' ', 'user': '<sep>', 'assistant': eos_token}[m.role] }}{% endfor %}"
+)
+SYSTEM = "you are the voice of a home and turn on what you are asked for " * 2
+
+
+def spoken_by(*messages):
+    roles = {"s": "system", "u": "user", "a": "assistant"}
+    said = [{"role": roles[role], "content": text} for role, text in messages]
+    return spoken(PromptRequest(id="a", messages=said))
+
+
+def ask(model, *messages, **options):
+    said = spoken_by(*messages)
+    return model.answer(said.prompt, Options(**options), turns=said.turns, system=said.system)
+
+
+def test_messages_are_put_together_by_the_template_of_the_package(source):
+    change(source, chat_template=chat(system="be kind"))
+    (source / "chat_template.jinja").write_text(TALK)
+    found = opened(source)
+    said = (("s", "be brief"), ("u", "Turn On"), ("a", "Ok"), ("u", "off"))
+    ids = found.tokenizer.encode(
+        "<s>be brief turn on<sep>Ok</s>off<sep>"
+    )  # only the user's words are made small
+    assert ask(found, *said).generation.prompt_tokens == len(ids)
+    assert found.count_tokens("off", turns=spoken_by(*said).turns, system="be brief") == len(ids)
+    # Without one of theirs the package's own message of the system stays.
+    assert ask(found, *said[1:]).generation.prompt_tokens == len(
+        found.tokenizer.encode("<s>be kind turn on<sep>Ok</s>off<sep>")
+    )
+
+
+def test_a_message_of_the_system_is_computed_once(source):
+    (source / "chat_template.jinja").write_text(TALK)
+    found = opened(source)
+    begins = len(found.tokenizer.encode(f"<s>{SYSTEM} "))
+    first = ask(found, ("s", SYSTEM), ("u", "turn on the fan"))
+    assert first.generation.cached_tokens == 0
+    found.engine.reset()
+    second = ask(found, ("s", SYSTEM), ("u", "stop"), ("a", "ok"), ("u", "is the door open"))
+    assert begins - 2 <= second.generation.cached_tokens <= begins
+    found.engine.reset()
+    again = opened(source)
+    assert ask(
+        again, ("s", SYSTEM), ("u", "stop"), ("a", "ok"), ("u", "is the door open")
+    ).generation.token_ids == (second.generation.token_ids)
+
+
+def test_of_messages_that_are_too_long_the_oldest_go_and_the_system_stays(source):
+    (source / "chat_template.jinja").write_text(TALK)
+    found = opened(source)
+    before = [("u", "turn on the lights"), ("a", "the lights are on")] * 12
+    with pytest.raises(ContextOverflowError, match="and 12 earlier turns of"):
+        ask(found, ("s", "be brief"), *before, ("u", COMMAND))
+    answer = ask(found, ("s", "be brief"), *before, ("u", COMMAND), overflow="slide")
+    assert 0 < answer.dropped_turns < 12
+    left = before[2 * answer.dropped_turns :]
+    said = "".join(f"{text}<sep>" if role == "u" else f"{text}</s>" for role, text in left)
+    ids = found.tokenizer.encode(f"<s>be brief {said}{COMMAND}<sep>")
+    assert answer.generation.prompt_tokens == len(ids)
+
+
+@pytest.mark.parametrize(
+    ("said", "error", "told"),
+    [
+        ((("s", "x " * 15_000), ("u", "on")), TooLargeError, "message of the system of at least"),
+        ((("u", "x " * 15_000),), TooLargeError, "prompt of"),
+        ((("u", "x " * 15_000), ("a", "y"), ("u", "on")), TooLargeError, "earlier turns of at least"),
+        ((("u", "on"), ("a", "z " * 15_000), ("u", "on")), TooLargeError, "earlier turns of at least"),
+    ],
+)
+def test_messages_that_cannot_be_answered_are_refused_at_once(source, said, error, told):
+    (source / "chat_template.jinja").write_text(TALK)
+    found = opened(source)
+    started = time.perf_counter()
+    with pytest.raises(error, match=told):
+        ask(found, *said)
+    assert time.perf_counter() - started < 0.1
+    assert found.answer(COMMAND, Options()).data["area"] == "Kitchen"
+
+
+def test_a_template_without_a_place_for_a_system_message_refuses_one(source):
+    (source / "chat_template.jinja").write_text(
+        "{{ bos_token }}{% for m in messages if m.role != 'system' %}{{ m.content }}<sep>{% endfor %}"
+    )
+    found = opened(source)
+    with pytest.raises(BadRequestError, match="no place for a message of the system"):
+        ask(found, ("s", "be brief"), ("u", "on"))
+    assert ask(found, ("u", "on"), ("a", "ok"), ("u", "off")).generation.text
+
+
+def test_a_model_without_a_chat_template_has_no_form_for_messages(model):
+    request = PromptRequest(id="a", messages=[{"role": "user", "content": "on"}])
+    with pytest.raises(BadRequestError, match=r"home-command@\S+ has no form for messages"):
+        check_messages(request, model.installed.manifest)
+    for turns, system in (((Turn("a", "b"),), None), ((), "be brief")):
+        with pytest.raises(BadRequestError, match="has no form for messages"):
+            model.answer("on", Options(), turns=turns, system=system)
 
 
 def test_messages_of_all_roles_are_tokenized(source):

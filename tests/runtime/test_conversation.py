@@ -16,6 +16,13 @@ class Words:
     """A word is a token; five stand before everything."""
 
     max_chars = 1000
+    beginning = ()
+
+    def least_tokens(self, texts):
+        return 0
+
+    def with_system(self, system):
+        return self
 
     def clean(self, prompt):
         if not prompt.strip():

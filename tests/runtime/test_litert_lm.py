@@ -1,8 +1,10 @@
 """A small bundle, made here, packed and answered by LiteRT-LM; runs where litert-lm-api and its builder are."""
 
 import json
+import sys
 import time
 import unicodedata
+from contextlib import closing
 
 import pytest
 from click.testing import CliRunner
@@ -25,16 +27,22 @@ from edgeslm.errors import (
     BadRequestError,
     ConstraintError,
     ContextOverflowError,
+    GraphCrashError,
+    GraphHangError,
     InferenceError,
+    MemoryShortError,
     ModelLoadError,
+    ProcessorError,
     ProofError,
     UnsupportedOptionError,
 )
 from edgeslm.forge.bundle_package import draft_bundle
 from edgeslm.models.packing import pack
+from edgeslm.runtime.conversation import Turn
 from edgeslm.runtime.litert_lm import load_bundle
+from edgeslm.runtime.litert_lm_bundle import litert_lm_runtime
 from edgeslm.runtime.loading import load_served
-from edgeslm.runtime.trial import GraphTrial
+from edgeslm.runtime.trial import GraphTrial, trial_command
 from edgeslm.schema.message import Options, PromptRequest
 from tests.runtime.small_gemma import SHAPE, weights
 from tests.runtime.test_tokenizer_sentencepiece import train
@@ -230,5 +238,75 @@ def test_a_trial_in_a_process_of_its_own_and_a_watchdog_take_it_as_any_model(pac
         trial.close()
     watched = WatchedModel(model, Pulse(), 60.0)
     assert watched.answer("set the lights", Options()).generation.text == answer.text
-    found = GraphTrial(tmp_path / "cache", 1).model_bytes(package)
-    assert found == package.manifest.requires.ram_mb << 20
+    # What it took in the trial; where there was none, what the package says.
+    assert GraphTrial(tmp_path / "cache", 1).model_bytes(package) > 10 << 20
+    assert GraphTrial(tmp_path / "other", 1).model_bytes(package) == package.manifest.requires.ram_mb << 20
+
+
+def check(package, directory, command=trial_command, **settings):
+    tries = GraphTrial(directory, 1, command=command, **settings)
+    load_served(package, cache_dir=directory, check=tries.check)
+    return tries
+
+
+def test_a_bundle_is_tried_in_a_process_of_its_own_before_it_is_opened(package, tmp_path):
+    tries = check(package, tmp_path / "cache")
+    known = tries.recall(package, package.manifest.graphs[0], litert_lm_runtime())
+    assert known.needed_bytes == known.grown_bytes > 10 << 20
+    # It is not tried again, but its memory is looked at.
+    check(package, tmp_path / "cache", lambda: [sys.executable, "-c", "raise SystemExit(9)"])
+    with pytest.raises(MemoryShortError, match="will need"):
+        check(package, tmp_path / "cache", free_bytes=lambda: 10 << 20)
+
+
+@pytest.mark.parametrize(
+    ("code", "error", "told"),
+    [
+        ("import os; os.kill(os.getpid(), 4)", ProcessorError, "illegal instruction"),
+        ("import os; os.kill(os.getpid(), 9)", MemoryShortError, "ran out of memory"),
+        ("import ctypes; ctypes.string_at(0)", GraphCrashError, "died of SIGSEGV"),
+        ("import time; time.sleep(60)", GraphHangError, "did not load on litert-lm-api"),
+    ],
+)
+def test_what_kills_the_trial_of_a_bundle_is_named(package, tmp_path, code, error, told):
+    with pytest.raises(error, match=told):
+        check(package, tmp_path, lambda: [sys.executable, "-c", code], patience_s=2.0)
+
+
+def test_a_bundle_that_lacks_memory_is_told_so(package, tmp_path):
+    with pytest.raises(MemoryShortError, match="ran out of memory"):
+        check(package, tmp_path, free_bytes=lambda: 2 << 20)
+
+
+def test_messages_go_through_the_bundles_own_form(model):
+    system, turns = "set the fan", (Turn("set the", "lights"),)
+    asked = model.answer("set the lights", Options(max_tokens=6), turns=turns, system=system)
+    alone = model.answer("set the lights", Options(max_tokens=6), turns=turns)
+    assert asked.generation.prompt_tokens > alone.generation.prompt_tokens
+    counted = model.count_tokens("set the lights", turns=turns, system=system)
+    assert asked.generation.prompt_tokens == counted
+    with closing(model._bundle._conversation(1, turns, system)) as conversation:
+        assert conversation.render_message_to_string("x").startswith(f"{system}set thelights")
+    with pytest.raises(BadRequestError, match="what marks turns"):
+        model.answer("set", Options(), system="a <b>")
+    with pytest.raises(ContextOverflowError, match="tokens, the model takes 96"):
+        model.answer("set", Options(), system="kitchen " * 200)
+
+
+def test_a_bundle_without_a_place_for_a_system_message_says_so(package, monkeypatch):
+    model = load_bundle(package)
+    monkeypatch.setattr(model._bundle, "takes_system", False)
+    with pytest.raises(BadRequestError, match=r"small@1.0.0 has no place for a message of the system"):
+        model.answer("set", Options(), system="Be brief.")
+
+
+def test_whoever_ends_an_answer_does_not_wait_for_its_rest(model):
+    before = model.answer("set the lights", Options(max_tokens=4)).generation.text
+    for _ in range(20):
+        pieces = []
+        ended = model.answer(
+            "set the lights", Options(max_tokens=100), on_text=pieces.append, should_stop=lambda: "deadline"
+        ).generation
+        assert ended.finish_reason == "deadline"
+        assert len(pieces) <= 1
+    assert model.answer("set the lights", Options(max_tokens=4)).generation.text == before

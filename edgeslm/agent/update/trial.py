@@ -112,8 +112,6 @@ def _load(flags: argparse.Namespace) -> ServedModel:
     resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
     resident_kb = _status_kb("VmRSS")
     model = load_served(installed, flags.runtime, flags.threads, flags.cache_dir)
-    if installed.manifest.is_bundle:
-        return model
     # The agent need not try again what was tried here.
     GraphTrial(flags.cache_dir, flags.threads, flags.runtime).remember(
         installed,

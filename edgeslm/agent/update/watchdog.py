@@ -184,9 +184,9 @@ class WatchedModel:
         """See ``Model``."""
         return self._model.takes_arrays
 
-    def count_tokens(self, prompt: str) -> int:
+    def count_tokens(self, prompt: str, *, turns: Sequence[Turn] = (), system: str | None = None) -> int:
         """See ``Model``."""
-        return self._model.count_tokens(prompt)
+        return self._model.count_tokens(prompt, turns=turns, system=system)
 
     def infer(self, request: PromptRequest, *, should_stop: ShouldStop | None = None) -> Outcome:
         """See ``Model``."""
@@ -201,10 +201,13 @@ class WatchedModel:
         on_text: OnText | None = None,
         should_stop: ShouldStop | None = None,
         turns: Sequence[Turn] = (),
+        system: str | None = None,
     ) -> Answer:
         """See ``Model``."""
         with self._watched(should_stop) as asked:
-            return self._model.answer(prompt, options, on_text=on_text, should_stop=asked, turns=turns)
+            return self._model.answer(
+                prompt, options, on_text=on_text, should_stop=asked, turns=turns, system=system
+            )
 
     @contextmanager
     def _watched(self, should_stop: ShouldStop | None) -> Iterator[ShouldStop]:
