@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -17,7 +17,7 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from benchmarks import boot_rig
-from benchmarks.boot_rig import Board, BootRig
+from benchmarks.boot_rig import DEVICE, Board, BootRig, Card
 
 pytestmark = [
     pytest.mark.slow,
@@ -32,61 +32,54 @@ def rig() -> Iterator[BootRig]:
         yield made
 
 
-@pytest.fixture
-def board(rig: BootRig) -> Iterator[Callable[[str], Board]]:
-    with contextlib.ExitStack() as stack:
-
-        def make(device: str) -> Board:
-            image = rig.prepare("qemu-virt", device)
-            ear = stack.enter_context(rig.listening(device))
-            return stack.enter_context(contextlib.closing(Board(image, ear)))
-
-        yield make
-
-
-def test_it_joins_by_itself_survives_a_cut_right_then_answers_reports_and_takes_an_update(
-    rig: BootRig, board: Callable[[str], Board]
+def test_a_prepared_card_joins_outlasts_ten_power_cuts_answers_reports_and_takes_an_update(
+    rig: BootRig,
 ) -> None:
-    porch = board("porch")
-    porch.power_on()
-    porch.comes_online()
-    porch.cut()
-    # Whoever saw it come up for the first time may have unplugged it: what the first boot wrote has to be there.
-    card = porch.card()
+    image = rig.prepare("qemu-virt", DEVICE)
+    with rig.listening(DEVICE) as ear, contextlib.closing(Board(image, ear)) as porch:
+        # From its first power-on: the first start itself is cut again and again.
+        for moment in boot_rig.MOMENTS:
+            porch.power_on()
+            moment.wait(porch)
+            if moment.name == "it has answered":
+                _reports_what_it_is(porch)
+                _takes_an_update(rig)
+            porch.cut()
+            if moment.name == "it says that it is there":
+                _has_all_that_it_wrote(porch.card())
+                _is_known_to_the_fleet(rig)
+        assert len(boot_rig.MOMENTS) == 10
+
+        before = ear.count
+        porch.power_on()
+        porch.answers()
+        told = porch.wait(lambda: ear.since(before, "reported"), "it reports what it runs")
+        reported = json.loads(told[-1])
+        versions = [(one["name"], one["version"]) for one in reported["models"]]
+        assert versions == [("home-command", boot_rig.NEXT_VERSION)]
+        assert porch.power_off(), "it goes off when its power button is pressed"
+
+
+def _reports_what_it_is(porch: Board) -> None:
+    info = json.loads(porch.ear.since(0, "info")[-1])
+    assert (info["board"], [model["name"] for model in info["models"]]) == ("qemu-virt", ["home-command"])
+    for channel in ("m/power", "m/system", "m/inference"):
+        porch.wait(lambda channel=channel: porch.ear.since(0, channel), f"it reports {channel}")
+
+
+def _takes_an_update(rig: BootRig) -> None:
+    told = rig.cli("fleet", "push", rig.release_next(), DEVICE, "--yes", "--json", timeout_s=1200)
+    assert (told["phase"], told["passed"]) == ("completed", 1), told
+
+
+def _has_all_that_it_wrote(card: Card) -> None:
+    """Whoever saw it come up for the first time may unplug it: what the first start wrote has to be there."""
     assert card.size("/etc/machine-id") == 33
     assert card.size("/var/lib/private/edgeslm/agent.db")
     assert card.size("/var/lib/private/edgeslm/identity/current/device.key")
     assert card.empty("/var/lib/private/edgeslm/identity") == []
-    (listed,) = [one for one in rig.cli("fleet", "list", "--json") if one["name"] == "porch"]
+
+
+def _is_known_to_the_fleet(rig: BootRig) -> None:
+    (listed,) = [one for one in rig.cli("fleet", "list", "--json") if one["name"] == DEVICE]
     assert (listed["standing"], listed["board"]) == ("active", "qemu-virt")
-
-    porch.power_on()
-    porch.answers()
-    ear = porch.ear
-    info = json.loads(ear.since(0, "info")[-1])
-    assert (info["board"], [model["name"] for model in info["models"]]) == ("qemu-virt", ["home-command"])
-    for channel in ("m/power", "m/system", "m/inference"):
-        porch.wait(lambda channel=channel: ear.since(0, channel), f"it reports {channel}")
-
-    release = rig.release_next()
-    told = rig.cli("fleet", "push", release, "porch", "--yes", "--json", timeout_s=1200)
-    assert (told["phase"], told["passed"]) == ("completed", 1), told
-    porch.cut()
-    porch.power_on()
-    porch.answers()
-    reported = json.loads(ear.since(0, "reported")[-1])
-    assert [(one["name"], one["version"]) for one in reported["models"]] == [
-        ("home-command", boot_rig.NEXT_VERSION)
-    ]
-    assert porch.power_off(), "it goes off when its power button is pressed"
-
-
-def test_it_comes_back_from_power_cuts_at_ten_moments(board: Callable[[str], Board]) -> None:
-    shed = board("shed")
-    for moment in boot_rig.MOMENTS:
-        shed.power_on()
-        moment.wait(shed)
-        shed.cut()
-    shed.power_on()
-    shed.answers()
-    assert len(boot_rig.MOMENTS) == 10
