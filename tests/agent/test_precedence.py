@@ -4,10 +4,11 @@ import threading
 import time
 
 from edgeslm.agent import precedence
-from edgeslm.agent.precedence import EXPECTED_S, LONGEST_S, Precedence
+from edgeslm.agent.precedence import EXPECTED_S, LONGEST_S, SENT_S, Precedence
 
 
-def test_readings_wait_until_the_prompt_is_answered() -> None:
+def test_readings_wait_until_the_prompt_is_answered(monkeypatch) -> None:
+    monkeypatch.setattr(precedence, "LONGEST_S", longest_s := 5.0)
     held: list[float] = []
     order = Precedence(held.append)
     order.begin()
@@ -18,8 +19,20 @@ def test_readings_wait_until_the_prompt_is_answered() -> None:
     order.end()
     assert waited.wait(5.0)
     thread.join()
-    assert 0.9 * LONGEST_S < held[0] <= LONGEST_S
-    assert held[-1] == 0.0
+    assert 0.9 * longest_s < held[0] <= longest_s
+    assert 0.0 < held[-1] <= SENT_S
+
+
+def test_after_an_answer_readings_wait_until_it_can_have_been_sent() -> None:
+    held: list[float] = []
+    order = Precedence(held.append)
+    order.begin()
+    ended_s = time.monotonic()
+    order.end()
+    order.wait()
+    assert SENT_S * 0.5 < time.monotonic() - ended_s < LONGEST_S
+    order.end()
+    assert held[-1] == 0.0, "there was nothing to answer"
 
 
 def test_a_prompt_that_does_not_come_costs_readings_a_few_milliseconds() -> None:

@@ -178,6 +178,8 @@ def test_each_is_journalled_once_and_what_was_cut_off_runs_again(world: World, t
     assert sorted(prompt.request.id for prompt, _ in journal.unanswered()) == ["alarm", "long"]
     world.stop(agent)  # finishes what runs, and what that interrupts
     assert journal.unanswered() == []
+    for name in ("alarm", "long"):  # the client hears them on a thread of its own
+        world.client.result(name)
     assert sorted(order(world)) == ["alarm", "long"]
     for name in ("alarm", "long"):
         found = journal.find(name)
