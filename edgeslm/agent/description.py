@@ -12,6 +12,7 @@ import edgeslm
 from edgeslm import codec, topics
 from edgeslm.agent.ports import Message, Model
 from edgeslm.procfs import cpu_flags, memory_kib
+from edgeslm.runtime.constraint import forms_here
 from edgeslm.schema.message import MAX_CPU_FEATURES, Availability, Info, MeterClass, ModelInfo
 
 
@@ -60,6 +61,7 @@ def describe(
         pool=identity.pool,
         ram_mb=_ram_mb(),
         cpu_features=_cpu_features(),
+        forms=forms_here(),
     )
 
 

@@ -80,6 +80,15 @@ def check_runtime() -> Finding:
     return Finding("runtime", "ok", ", ".join(map(str, runtimes)))
 
 
+def check_forms() -> Finding:
+    """Whether answers can be held to a schema, a regular expression, choices or a grammar."""
+    from edgeslm.runtime.constraint import INSTALL_HINT, LIBRARY, forms_here  # noqa: PLC0415
+
+    if not forms_here():
+        return Finding("forms", "warning", f"answers cannot be held to a form: no {LIBRARY}", INSTALL_HINT)
+    return Finding("forms", "ok", f"answers can be held to {', '.join(forms_here())}")
+
+
 def check_cpu(cpuinfo: Path = Path("/proc/cpuinfo")) -> Finding:
     """Processor features that int8 inference profits from."""
     wanted = {"asimd", "asimddp", "i8mm", "avx2", "avx512_vnni", "avx_vnni", "fma"}
@@ -198,6 +207,7 @@ def _findings(state_dir: Path, host: str, port: int) -> Iterator[Finding]:
         ("memory", check_memory),
         ("disk", lambda: check_disk(state_dir)),
         ("runtime", check_runtime),
+        ("forms", check_forms),
         ("model", lambda: check_model(wiring.default_store_dir())),
         ("meters", check_meters),
         ("broker", lambda: check_broker(host, port)),

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import codecs
 import importlib
+import importlib.util
 import json
 import time
 from collections import OrderedDict
@@ -28,9 +29,12 @@ from edgeslm.runtime.constraint_form import NAMES, AnswerForm, first_line, to_gr
 from edgeslm.runtime.constraint_json import JsonPlace
 from edgeslm.runtime.constraint_vocabulary import open_vocabulary
 from edgeslm.runtime.tokenizer import Tokenizer
-from edgeslm.schema.message import AnswerFormKind
+from edgeslm.schema.message import ANSWER_FORMS, AnswerFormKind
 
 TokenIds = npt.NDArray[np.int64]
+
+LIBRARY = "llguidance"
+INSTALL_HINT = f"Install it with: pip install {LIBRARY} (there are wheels for x86-64 and 64-bit ARM)"
 
 _LIMITS = {
     "max_items_in_row": 2_000,
@@ -303,12 +307,17 @@ class GrammarCompiler:
         return self._tokenizer
 
 
+def forms_here() -> tuple[AnswerFormKind, ...]:
+    """The forms that answers can be held to on this machine. Nothing is imported."""
+    return ANSWER_FORMS if importlib.util.find_spec(LIBRARY) is not None else ()
+
+
 def _library(kind: AnswerFormKind) -> Any:
     try:
-        return importlib.import_module("llguidance")
+        return importlib.import_module(LIBRARY)
     except ImportError as error:
         raise ConstraintMissingError(
-            f"option '{kind}' is not supported on this device: llguidance is not installed",
+            f"option '{kind}' is not supported on this device: {LIBRARY} is not installed",
             kind=kind,
-            hint="Install it with: pip install llguidance (there are wheels for x86-64 and 64-bit ARM)",
+            hint=INSTALL_HINT,
         ) from error

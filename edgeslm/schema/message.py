@@ -424,6 +424,7 @@ class Info(WireModel):
         ram_mb: memory of the board in all, as the kernel counts it.
         cpu_features: what its processor can do, in the kernel's words.
         pool: whether it takes the prompts of pools itself, without a gateway; older agents do not say.
+        forms: what it can hold answers to: none where the library for it is missing; older agents do not say.
     """
 
     v: Literal[1] = 1
@@ -447,3 +448,4 @@ class Info(WireModel):
         ]
         | None
     ) = None
+    forms: Annotated[tuple[AnswerFormKind, ...], Field(max_length=16, strict=False)] | None = None
