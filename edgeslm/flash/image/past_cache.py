@@ -230,12 +230,14 @@ def _fill(descriptor: int, buffer: memoryview, start: int, end: int) -> memoryvi
     size = end - start
     view, got = buffer[: -(-size // _ALIGN_BYTES) * _ALIGN_BYTES], 0
     while got < size:
+        direct = _is_direct(descriptor)
         try:
             more = os.preadv(descriptor, [view[got:]], start + got)
         except OSError as error:
-            if error.errno == errno.EINVAL and _through_cache(descriptor):
-                continue
-            raise
+            if not direct or error.errno != errno.EINVAL:
+                raise
+            _through_cache(descriptor)
+            continue
         if not more:
             raise EOFError(f"the file ends at byte {start + got}")
         got += more
@@ -258,12 +260,14 @@ def _write(descriptor: int, data: memoryview, at: int) -> None:
 
 def _write_all(descriptor: int, data: memoryview, at: int) -> None:
     while data:
+        direct = _is_direct(descriptor)
         try:
             written = os.pwrite(descriptor, data, at)
         except OSError as error:
-            if error.errno == errno.EINVAL and _through_cache(descriptor):
-                continue
-            raise
+            if not direct or error.errno != errno.EINVAL:
+                raise
+            _through_cache(descriptor)
+            continue
         data, at = data[written:], at + written
 
 
@@ -292,8 +296,11 @@ def _is_cached(descriptor: int, place: int) -> bool:
         return False
 
 
-def _through_cache(descriptor: int) -> bool:
-    """Have done with ``O_DIRECT``; whether it was in use."""
-    flags = fcntl.fcntl(descriptor, fcntl.F_GETFL)
-    fcntl.fcntl(descriptor, fcntl.F_SETFL, flags & ~os.O_DIRECT)
-    return bool(flags & os.O_DIRECT)
+def _is_direct(descriptor: int) -> bool:
+    """Whether ``O_DIRECT`` is in use; asked before a call, since a read beside it may have done with it after."""
+    return bool(fcntl.fcntl(descriptor, fcntl.F_GETFL) & os.O_DIRECT)
+
+
+def _through_cache(descriptor: int) -> None:
+    """Have done with ``O_DIRECT``."""
+    fcntl.fcntl(descriptor, fcntl.F_SETFL, fcntl.fcntl(descriptor, fcntl.F_GETFL) & ~os.O_DIRECT)

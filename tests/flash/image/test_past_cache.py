@@ -7,6 +7,7 @@ import fcntl
 import os
 import random
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
@@ -62,6 +63,16 @@ def flags_of(descriptor: int) -> int:
     return fcntl.fcntl(descriptor, fcntl.F_GETFL)
 
 
+def need_direct(descriptor: int) -> None:
+    """Skip the test where the file system of temporary files knows no O_DIRECT."""
+    before = flags_of(descriptor)
+    try:
+        fcntl.fcntl(descriptor, fcntl.F_SETFL, before | os.O_DIRECT)
+    except OSError:
+        pytest.skip("the file system of temporary files knows no O_DIRECT")
+    fcntl.fcntl(descriptor, fcntl.F_SETFL, before)
+
+
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("cached", [True, False])
 def test_a_file_of_any_size_comes_whole_and_in_order(place: Path, size: int, cached: bool) -> None:
@@ -87,11 +98,7 @@ def test_what_is_not_in_memory_is_read_past_the_page_cache_and_what_is_there_fro
     make_holey(path, 5 * STEP_BYTES)
     with path.open("rb") as stream:
         before = flags_of(stream.fileno())
-        try:
-            fcntl.fcntl(stream.fileno(), fcntl.F_SETFL, before | os.O_DIRECT)
-        except OSError:
-            pytest.skip("the file system of temporary files knows no O_DIRECT")
-        fcntl.fcntl(stream.fileno(), fcntl.F_SETFL, before)
+        need_direct(stream.fileno())
         with closing(chunks(stream.fileno(), 5 * STEP_BYTES)) as pieces:
             next(pieces)
             assert not flags_of(stream.fileno()) & os.O_DIRECT
@@ -141,6 +148,31 @@ def test_a_copy_has_the_same_bytes_and_no_zeros(
     assert taken <= (place / "file").stat().st_blocks * 512 + 65_536
     if size > 8 * MIB:
         assert taken < 0.6 * (place / "file").stat().st_blocks * 512 + MIB
+
+
+def test_two_reads_that_are_refused_at_once_both_go_through_the_cache(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "file"
+    data = bytes(range(256)) * (2 * STEP_BYTES // 256)
+    path.write_bytes(data)
+    forget(path)
+    read, begun = os.preadv, threading.Barrier(2)
+
+    def preadv(descriptor: int, buffers: list[memoryview], at: int) -> int:
+        if not flags_of(descriptor) & os.O_DIRECT:
+            return read(descriptor, buffers, at)
+        begun.wait(timeout=10)
+        while at and flags_of(descriptor) & os.O_DIRECT:  # the second is told when the first has drawn its conclusion
+            time.sleep(0.001)
+        raise OSError(errno.EINVAL, "Invalid argument")
+
+    with path.open("rb") as stream:
+        need_direct(stream.fileno())
+        monkeypatch.setattr("edgeslm.flash.image.past_cache._is_cached", lambda _descriptor, _place: False)
+        monkeypatch.setattr(os, "preadv", preadv)
+        with closing(chunks(stream.fileno(), len(data))) as pieces:
+            assert b"".join(bytes(piece.data or b"") for piece in pieces) == data
 
 
 def test_a_copy_over_what_is_there_is_refused_and_leaves_it(tmp_path: Path) -> None:
