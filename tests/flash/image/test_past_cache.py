@@ -163,7 +163,9 @@ def test_two_reads_that_are_refused_at_once_both_go_through_the_cache(
         if not flags_of(descriptor) & os.O_DIRECT:
             return read(descriptor, buffers, at)
         begun.wait(timeout=10)
-        while at and flags_of(descriptor) & os.O_DIRECT:  # the second is told when the first has drawn its conclusion
+        while (
+            at and flags_of(descriptor) & os.O_DIRECT
+        ):  # the second is told when the first has drawn its conclusion
             time.sleep(0.001)
         raise OSError(errno.EINVAL, "Invalid argument")
 
