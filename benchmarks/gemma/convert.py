@@ -111,7 +111,8 @@ def convert(out: Path) -> Path:
     tokenizer = SentencePieceTokenizer(tokenizer_file)
     shape, tensors = read_shape(reader), read_tensors(reader)
     texts = [tokenizer.encode(BEGIN + text)[:SAMPLE_TOKENS] for text in sample_texts()]
-    weights = quantize(shape, *balance(shape, tensors, collect(shape, tensors, texts)))
+    tensors, head_scales = balance(shape, tensors, collect(shape, tensors, texts))
+    weights = quantize(shape, tensors, head_scales, collect(shape, tensors, texts))
     write_graph(weights, graph)
     write_plain_graph(weights, out / PLAIN_GRAPH)
     license_file.write_text(

@@ -14,11 +14,14 @@ What decides its speed, besides the int8 matrix products:
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
 
 from benchmarks.gemma.flatgraph import Array, ModelWriter, QuantizedMatrix, Subgraph, Tensor
+from benchmarks.gemma.reference import matrix
+from benchmarks.gemma.rounding import rounded
 from benchmarks.gemma.weights import GemmaShape, Tensors
 
 LEFT_TOKENS = 16
@@ -57,25 +60,31 @@ class GemmaWeights:
     local_turns: tuple[Array, Array]
 
 
-def quantize(shape: GemmaShape, tensors: Tensors, head_scales: Array | None = None) -> GemmaWeights:
+def quantize(
+    shape: GemmaShape, tensors: Tensors, head_scales: Array, inputs: Mapping[str, Array]
+) -> GemmaWeights:
     """Int8 weights, one scale for each row.
 
     Args:
         head_scales: what the columns of the embedding are multiplied by as the head (see `benchmarks.gemma.balance`).
+        inputs: of each matrix product of `tensors`, as `benchmarks.gemma.balance.collect` gives them.
     """
 
     def layer(index: int) -> LayerWeights:
         def take(*names: str) -> Array:
             return np.concatenate([tensors[f"{index}.{name}"] for name in names])
 
+        def product(name: str) -> QuantizedMatrix:
+            return rounded(matrix(tensors, index, name), inputs[f"{index}.{name}"])
+
         # The scale of attention, 1 / sqrt(head_width), is folded into the norm of the queries.
         query = take("query_norm") / np.float32(math.sqrt(shape.head_width))
         heads = np.stack([query] * shape.heads + [take("key_norm")])[None, None]
         return LayerWeights(
-            qkv=QuantizedMatrix(take("query", "key", "value")),
-            output=QuantizedMatrix(take("output")),
-            gate_up=QuantizedMatrix(take("gate", "up")),
-            down=QuantizedMatrix(take("down")),
+            qkv=product("qkv"),
+            output=product("output"),
+            gate_up=product("gate_up"),
+            down=product("down"),
             head_norms=np.ascontiguousarray(heads, np.float32),
             attention_norm=take("attention_norm"),
             attention_end_norm=take("attention_end_norm"),
@@ -88,7 +97,7 @@ def quantize(shape: GemmaShape, tensors: Tensors, head_scales: Array | None = No
     table = QuantizedMatrix(embedding.reshape(-1, BLOCK))
     return GemmaWeights(
         shape=shape,
-        head=QuantizedMatrix(embedding if head_scales is None else embedding * head_scales),
+        head=rounded(embedding * head_scales, inputs["head"]),
         table=table.values.reshape(blocks),
         table_scales=(table.scales * np.float32(math.sqrt(shape.width))).reshape(*blocks[:2], 1),
         final_norm=tensors["final_norm"],

@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from benchmarks.gemma.balance import collect
 from benchmarks.gemma.network import quantize
 from benchmarks.gemma.weights import GemmaShape
 
@@ -39,7 +40,9 @@ def raw_tensors(seed=5):
 
 
 def weights(seed=5):
-    return quantize(SHAPE, raw_tensors(seed))
+    tensors = raw_tensors(seed)
+    inputs = collect(SHAPE, tensors, [tokens(64, seed=2)])
+    return quantize(SHAPE, tensors, np.ones(SHAPE.width, np.float32), inputs)
 
 
 def tokens(count, seed=1):
