@@ -32,7 +32,7 @@ from edgeslm.runtime.tokenizer_sentencepiece import SentencePieceTokenizer
 NAME: Final = "gemma-3-270m"
 GRAPH: Final = f"{NAME}.tflite"
 PLAIN_GRAPH: Final = f"{NAME}-plain.tflite"
-CONTEXTS: Final = (256, 512, 1024)
+CONTEXTS: Final = (256, 1024)
 PREFILLS: Final = (16, 128)
 VERIFIES: Final = (4,)
 BEGIN: Final = "<bos>"

@@ -163,7 +163,7 @@ class _Step:
                 x = self._layer(x, layer, self._attend(query, keys, values, masks[wide]))
         if logits:
             x = graph.norm(x, self.weights.final_norm, shape.norm_epsilon)
-            graph.outputs["logits"] = graph.linear(x, self.weights.head)
+            graph.outputs["logits"] = self._linear(x, self.weights.head)
 
     def _embed(self, tokens: Tensor) -> Tensor:
         """Rows of the table, (count, width).
@@ -196,6 +196,9 @@ class _Step:
         cosine, sine = (graph.binary("MUL", position, graph.constant(turn)) for turn in turns)
         return graph.op("COS", [cosine], cosine.shape), graph.op("SIN", [sine], sine.shape)
 
+    def _linear(self, x: Tensor, matrix: QuantizedMatrix) -> Tensor:
+        return self.graph.linear(x, matrix, scaled=not self.plain)
+
     def _norm(self, value: Tensor, weight: Array) -> Tensor:
         return self.graph.norm(value, weight, self.weights.shape.norm_epsilon)
 
@@ -206,7 +209,7 @@ class _Step:
         """Queries, and the caches with keys and values written: all that the last layer of a prefill is for."""
         graph, shape, count = self.graph, self.weights.shape, self.count
         heads, width = shape.heads, shape.head_width
-        mixed = graph.linear(self._norm(x, layer.attention_norm), layer.qkv)
+        mixed = self._linear(self._norm(x, layer.attention_norm), layer.qkv)
         mixed = graph.reshape(mixed, (1, count, heads + 2, width))
         turned = graph.slice(mixed, [0, 0, 0, 0], [1, count, heads + 1, width])
         turned = graph.binary("MUL", self._norm(turned, self.weights.ones), graph.constant(layer.head_norms))
@@ -225,12 +228,12 @@ class _Step:
         """What follows attention."""
         graph, shape, count = self.graph, self.weights.shape, self.count
         attended = graph.reshape(attended, (1, count, shape.heads * shape.head_width))
-        x = graph.binary("ADD", x, self._norm(graph.linear(attended, layer.output), layer.attention_end_norm))
-        inner = graph.linear(self._norm(x, layer.feed_forward_norm), layer.gate_up)
+        x = graph.binary("ADD", x, self._norm(self._linear(attended, layer.output), layer.attention_end_norm))
+        inner = self._linear(self._norm(x, layer.feed_forward_norm), layer.gate_up)
         block = [1, count, shape.inner_width]
         gate, up = graph.slice(inner, [0, 0, 0], block), graph.slice(inner, [0, 0, shape.inner_width], block)
         gate = graph.op("GELU", [gate], gate.shape, "GeluOptions", approximate=True)
-        down = graph.linear(graph.binary("MUL", gate, up), layer.down)
+        down = self._linear(graph.binary("MUL", gate, up), layer.down)
         return graph.binary("ADD", x, self._norm(down, layer.feed_forward_end_norm))
 
     def _rotate(self, x: Tensor, angles: tuple[Tensor, Tensor]) -> Tensor:

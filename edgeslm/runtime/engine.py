@@ -119,23 +119,23 @@ class KvEngine:
         self._use(fitting[0])
 
     def _prove(self, bucket: Bucket, signature: Signature) -> None:
-        """Compute the golden vector by `signature`; the caches hold afterwards what they held.
+        """Compute the golden vector by `signature`; a sequence that has begun is set aside meanwhile.
 
         Raises:
             ProofError: it came out otherwise.
         """
         if self._proof is None or self._is_proved(signature):
             return
-        held: Arrays = {}
+        put_back: Callable[[], None] | None = None
         if self._position > 0:
-            held = {name: cache.copy() for name, cache in self._executor.read_caches().items()}
-        self._executor.resize(bucket.decode.name, keep=False)
+            put_back = self._executor.set_aside(bucket.decode.name)
+        else:
+            self._allocate(bucket)
         try:
             self._proved |= self._proof.check(KvEngine(self._executor, only=bucket), bucket, signature)
         finally:
-            self._executor.resize(self._bucket.decode.name, keep=False)
-            if held:
-                self._executor.write_caches(held)
+            if put_back is not None:
+                put_back()
 
     def _is_proved(self, signature: Signature | None) -> bool:
         return self._proof is None or signature is None or signature.name in self._proved
@@ -176,9 +176,12 @@ class KvEngine:
     def _use(self, bucket: Bucket) -> None:
         """Give the caches the shapes of `bucket`; an empty cache may shrink, a filled one only grows."""
         if bucket is not self._bucket:
-            self._executor.resize(bucket.decode.name, keep=self._position > 0)
-            self._bucket = bucket
-            self._mask = np.full((1, 1, 1, bucket.context), HIDDEN, np.float32)
+            self._allocate(bucket)
+
+    def _allocate(self, bucket: Bucket) -> None:
+        self._executor.resize(bucket.decode.name, keep=self._position > 0)
+        self._bucket = bucket
+        self._mask = np.full((1, 1, 1, bucket.context), HIDDEN, np.float32)
 
     def prefill(self, tokens: Sequence[int], should_stop: Callable[[], bool] | None = None) -> None:
         """Append `tokens` without computing logits; `should_stop` is asked between chunks.
@@ -332,7 +335,7 @@ class KvEngine:
         """A copy of the sequence's caches."""
         places = {mask.places for mask in self._bucket.decode.masks} | {self._bucket.context}
         caches: Arrays = {}
-        for name, cache in self._executor.read_caches().items():
+        for name, cache in self._executor.read_caches():
             axis = _places_axis(name, cache.shape, places)
             filled = [slice(None)] * cache.ndim
             filled[axis] = slice(min(self._position, cache.shape[axis]))

@@ -13,7 +13,7 @@ import importlib.util
 import logging
 import platform
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -84,8 +84,8 @@ class GraphExecutor(Protocol):
             InferenceError: there is no memory for others.
         """
 
-    def read_caches(self) -> Arrays:
-        """The caches by name, as they are until the next call."""
+    def read_caches(self) -> Iterator[tuple[str, npt.NDArray[Any]]]:
+        """The caches by name, one after the other, each as it is until the next call."""
 
     def write_caches(self, parts: Arrays) -> None:
         """Fill the beginning of each cache with its part, the rest with zeros.
@@ -182,13 +182,15 @@ class SignatureExecutor:
 
         return put_back
 
-    def read_caches(self) -> Arrays:
+    def read_caches(self) -> Iterator[tuple[str, npt.NDArray[Any]]]:
         """See :meth:`GraphExecutor.read_caches`."""
-        return dict(self._caches)
+        yield from self._caches.items()
 
     def write_caches(self, parts: Arrays) -> None:
         """See :meth:`GraphExecutor.write_caches`."""
-        self._caches = _filled(parts, {name: cache.shape for name, cache in self._caches.items()})
+        shapes = {name: cache.shape for name, cache in self._caches.items()}
+        _check_fit({name: part.shape for name, part in parts.items()}, shapes)
+        self._caches = {name: _padded(parts[name], shape) for name, shape in shapes.items()}
 
 
 class CompiledExecutor:
@@ -227,7 +229,8 @@ class CompiledExecutor:
         self._buffers: dict[str, tuple[dict[str, Any], dict[str, Any], int]] = {}
         start = min(self.usable_signatures, key=self._start_order)
         self._cache_shapes = _cache_shapes(self._shapes[start])
-        self._allocate(start, _zeros(self._shapes[start]))
+        self._caches |= self._fresh_caches(start)
+        self._clear_caches()
         # The finalizer holds the model, so that it outlives this object just long enough to go quietly.
         weakref.finalize(self, _release_quietly, (self._buffers, self._plain, self._caches), self._model)
 
@@ -245,15 +248,23 @@ class CompiledExecutor:
         """All of them: packed weights are shared."""
         return self.signatures
 
-    def _allocate(self, signature: str, contents: Arrays) -> None:
-        """Make the caches anew, in the shapes of `signature`, with `contents`; what used the old ones is bound anew."""
-        self._buffers.clear()
-        self._caches.clear()
-        for name, content in contents.items():
-            buffer = self._model.create_input_buffer_by_name(signature, name)
-            buffer.write(content)
-            self._caches[name] = buffer
-        self._cache_shapes = {name: content.shape for name, content in contents.items()}
+    def _fresh_caches(self, signature: str) -> dict[str, Any]:
+        """Buffers in the shapes of `signature`; what they hold is undefined.
+
+        Raises:
+            InferenceError: there is no memory for them.
+        """
+        try:
+            return {
+                name: self._model.create_input_buffer_by_name(signature, name)
+                for name in _cache_shapes(self._shapes[signature])
+            }
+        except (ValueError, RuntimeError) as error:
+            raise InferenceError(f"no caches for '{signature}': {str(error)[:300]}") from error
+
+    def _clear_caches(self) -> None:
+        for name, shape in self._cache_shapes.items():
+            self._caches[name].write(np.zeros(shape, np.float32))
 
     def _bind(self, signature: str) -> tuple[dict[str, Any], dict[str, Any], int]:
         """Input and output buffers of a signature, and how many logits it gives; a cache is both."""
@@ -298,13 +309,23 @@ class CompiledExecutor:
         return logits
 
     def resize(self, signature: str, *, keep: bool) -> None:
-        """See :meth:`GraphExecutor.resize`."""
-        shapes = _cache_shapes(self._shapes[signature])
-        contents = _filled(self.read_caches() if keep else {}, shapes)
-        try:
-            self._allocate(signature, contents)
-        except (ValueError, RuntimeError) as error:
-            raise InferenceError(f"no caches for '{signature}': {str(error)[:300]}") from error
+        """See :meth:`GraphExecutor.resize`. Two caches of one kind lie beside each other, not two sets of all."""
+        before, shapes = self._cache_shapes, _cache_shapes(self._shapes[signature])
+        if shapes == before:
+            if not keep:
+                self._clear_caches()
+            return
+        if keep:
+            _check_fit(before, shapes)
+        fresh = self._fresh_caches(signature)
+        self._buffers.clear()  # they hold the old ones
+        for name, shape in shapes.items():
+            if keep:
+                fresh[name].write(_padded(self._read(name), shape))
+            self._caches[name] = fresh[name]
+        self._cache_shapes = shapes
+        if not keep:
+            self._clear_caches()
 
     def set_aside(self, signature: str) -> Callable[[], None]:
         """See :meth:`GraphExecutor.set_aside`."""
@@ -312,28 +333,31 @@ class CompiledExecutor:
 
         def put_back() -> None:
             self._buffers.clear()
-            self._caches.clear()
             self._caches.update(caches)
             self._cache_shapes = shapes
 
-        try:
-            self.resize(signature, keep=False)
-        except InferenceError:
-            put_back()
-            raise
+        self._caches.update(self._fresh_caches(signature))
+        self._buffers.clear()
+        self._cache_shapes = _cache_shapes(self._shapes[signature])
+        self._clear_caches()
         return put_back
 
-    def read_caches(self) -> Arrays:
+    def _read(self, name: str) -> npt.NDArray[Any]:
+        shape = self._cache_shapes[name]
+        values: npt.NDArray[Any] = self._caches[name].read(int(np.prod(shape)), np.float32)
+        return values.reshape(shape)
+
+    def read_caches(self) -> Iterator[tuple[str, npt.NDArray[Any]]]:
         """See :meth:`GraphExecutor.read_caches`."""
-        return {
-            name: buffer.read(int(np.prod(shape)), np.float32).reshape(shape)
-            for (name, buffer), shape in zip(self._caches.items(), self._cache_shapes.values(), strict=True)
-        }
+        for name in self._cache_shapes:
+            yield name, self._read(name)
 
     def write_caches(self, parts: Arrays) -> None:
         """See :meth:`GraphExecutor.write_caches`."""
-        for name, content in _filled(parts, self._cache_shapes).items():
-            self._caches[name].write(content)
+        shapes = self._cache_shapes
+        _check_fit({name: part.shape for name, part in parts.items()}, shapes)
+        for name, shape in shapes.items():
+            self._caches[name].write(_padded(parts[name], shape))
 
 
 def _cache_shapes(inputs: Mapping[str, Shape]) -> dict[str, Shape]:
@@ -344,17 +368,25 @@ def _zeros(inputs: Mapping[str, Shape]) -> Arrays:
     return {name: np.zeros(shape, np.float32) for name, shape in _cache_shapes(inputs).items()}
 
 
-def _filled(parts: Arrays, shapes: Mapping[str, Shape]) -> Arrays:
-    """Zeros of `shapes`, each with its part in the first corner; no parts at all are allowed."""
-    filled = {name: np.zeros(shape, np.float32) for name, shape in shapes.items()}
-    if parts and parts.keys() != filled.keys():
+def _check_fit(parts: Mapping[str, Shape], shapes: Mapping[str, Shape]) -> None:
+    """Refuse parts that are of other caches, or larger.
+
+    Raises:
+        InferenceError: they are.
+    """
+    if parts.keys() != shapes.keys():
         raise InferenceError("the caches of another graph")
     for name, part in parts.items():
-        whole = filled[name]
-        if part.ndim != whole.ndim or any(a > b for a, b in zip(part.shape, whole.shape, strict=True)):
-            raise InferenceError(f"{name} of shape {part.shape} does not fit into {whole.shape}")
-        whole[tuple(slice(size) for size in part.shape)] = part
-    return filled
+        whole = shapes[name]
+        if len(part) != len(whole) or any(a > b for a, b in zip(part, whole, strict=True)):
+            raise InferenceError(f"{name} of shape {part} does not fit into {whole}")
+
+
+def _padded(part: npt.NDArray[Any], shape: Shape) -> npt.NDArray[Any]:
+    """Zeros of `shape` with `part` in the first corner."""
+    whole = np.zeros(shape, np.float32)
+    whole[tuple(slice(size) for size in part.shape)] = part
+    return whole
 
 
 def _longest(signatures: Mapping[str, Mapping[str, Shape]]) -> tuple[str, ...]:

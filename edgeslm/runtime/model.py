@@ -10,6 +10,7 @@ import json
 import math
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import partial
@@ -103,8 +104,10 @@ class LoadedModel(Opened):
         self.graph = graph
         self.threads = threads
         self._open_engine = open_engine
-        self._tokenizer, self._encoder, self._renderer = _open_prompts(installed, tokenizer)
-        self._engine = open_engine(threads)
+        with ThreadPoolExecutor(1, "tokenizer") as beside:
+            prompts = beside.submit(_open_prompts, installed, tokenizer)
+            self._engine = open_engine(threads)
+            self._tokenizer, self._encoder, self._renderer = prompts.result()
         self._forms = GrammarCompiler(self._tokenizer, manifest.stop_tokens)
         self._pace = Pace()
         self._earlier = EarlierAnswers()

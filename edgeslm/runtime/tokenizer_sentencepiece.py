@@ -7,7 +7,7 @@ encoded for itself. Prompts from outside are refused where they contain one (:mo
 User-defined pieces are found by the library in any text, and it does not tell them from others. Those that a package's
 prefix or suffix spells, or that end an answer, count as special where they look like markup: ``<turn>``, ``[INST]``.
 
-The library is loaded with the first tokenizer of this kind. For 262,144 pieces that takes 0.14 s of x86 and 54 MB,
+The library is loaded with the first tokenizer of this kind. For 262,144 pieces that takes 0.1 s of x86 and 47 MB,
 where the same vocabulary takes 1.6 s and 290 MB in the form of the `tokenizers` library.
 """
 
@@ -16,6 +16,7 @@ from __future__ import annotations
 import importlib
 import re
 from collections.abc import Iterable, Iterator
+from itertools import compress
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +41,7 @@ class SentencePieceTokenizer:
         """
         library = _library(path)
         try:
-            self._model: Any = library.SentencePieceProcessor(model_proto=path.read_bytes())
+            self._model: Any = library.SentencePieceProcessor(model_file=str(path))
             self._count = int(self._model.vocab_size())
             self._names, self._special = self._find_special(markup, stop_tokens)
         except Exception as error:  # of many kinds, down to plain RuntimeError
@@ -57,15 +58,17 @@ class SentencePieceTokenizer:
         model = self._model
         if not self._count:
             raise ValueError("it has no pieces")
-        is_control = model.is_control
-        found = [token for token in range(self._count) if is_control(token)]
+        pieces = range(self._count)
+        found = list(compress(pieces, model.is_control(list(pieces))))
         spelled = [int(token) for text in markup for token in model.encode(text, out_type=int)]
         used = [token for token in {*spelled, *stop_tokens} if 0 <= token < self._count]
         found += [
             token for token in used if _MARKUP.fullmatch(model.id_to_piece(token)) and self._is_text(token)
         ]
         # What stands for "unknown" is no text either, but is never spelled.
-        return {model.id_to_piece(token): token for token in found}, frozenset({*found, int(model.unk_id())})
+        return dict(zip(model.id_to_piece(found), found, strict=True)), frozenset(
+            {*found, int(model.unk_id())}
+        )
 
     def _is_text(self, token: int) -> bool:
         return not (
@@ -126,12 +129,9 @@ class SentencePieceTokenizer:
 
     def token_bytes(self) -> list[bytes]:
         """What each token says, by id."""
-        name = self._model.id_to_piece
+        names = self._model.id_to_piece(list(range(self._count)))
         special = self._special
-        return [
-            name(token).encode() if token in special else from_word(name(token))
-            for token in range(self._count)
-        ]
+        return [name.encode() if token in special else from_word(name) for token, name in enumerate(names)]
 
     def to_json(self) -> None:
         """``None``: the `tokenizers` library has no such form."""

@@ -139,15 +139,14 @@ def test_without_memory_for_a_second_sequence_the_first_goes_on(model, monkeypat
     executor = model.engine._executor
     fault = InferenceError("no caches")
 
-    def refuse(signature: str, *, keep: bool) -> None:
-        executor._caches.clear()
+    def refuse(signature: str) -> None:
         raise fault
 
     prompt, options = ASKED[0]
     wanted = model.answer(prompt, options).generation.token_ids
     if not isinstance(executor, CompiledExecutor):
         pytest.skip("caches are plain arrays")
-    monkeypatch.setattr(executor, "resize", refuse)
+    monkeypatch.setattr(executor, "_fresh_caches", refuse)
 
     def should_stop() -> FinishReason | None:
         with pytest.raises(InferenceError, match="no caches"), model.set_aside():
