@@ -208,11 +208,18 @@ class Subgraph:
         Args:
             options: class of the schema that holds the operator's `fields`.
         """
-        made = self._tensor(f"{self.name}_{len(self._graph.tensors)}", shape, "float32")
+        return self._append(name, inputs, [shape], options, version, fields)[0]
+
+    def _append(
+        self, name: str, inputs: Sequence[Tensor | None], shapes: Sequence[Sequence[int]],
+        options: str | None, version: int, fields: Mapping[str, Any],
+    ) -> list[Tensor]:  # fmt: skip
+        # Short names: the runtime keeps up to 15 characters without asking for memory.
+        made = [self._tensor(f"t{len(self._graph.tensors)}", shape, "float32") for shape in shapes]
         operator = schema.OperatorT()
         operator.opcodeIndex = self._writer.code(name, version)
         operator.inputs = [-1 if tensor is None else tensor.index for tensor in inputs]
-        operator.outputs = [made.index]
+        operator.outputs = [tensor.index for tensor in made]
         if options is not None:
             value = getattr(schema, f"{options}T")()
             for field, content in fields.items():
@@ -242,6 +249,12 @@ class Subgraph:
     def slice(self, x: Tensor, begin: Sequence[int], shape: Sequence[int]) -> Tensor:
         """The block of `x` that begins at `begin`."""
         return self.op("SLICE", [x, self._ints(begin), self._ints(shape)], shape, "SliceOptions")
+
+    def halves(self, x: Tensor) -> list[Tensor]:
+        """The two halves of `x` along its last dimension."""
+        half = (*x.shape[:-1], x.shape[-1] // 2)
+        axis = self._ints([len(x.shape) - 1])
+        return self._append("SPLIT", [axis, x], [half, half], "SplitOptions", 1, {"numSplits": 2})
 
     def gather(self, table: Tensor, rows: Tensor, dtype: str) -> Tensor:
         """Rows of `table` (rows, columns), which holds `dtype`."""

@@ -230,8 +230,7 @@ class _Step:
         attended = graph.reshape(attended, (1, count, shape.heads * shape.head_width))
         x = graph.binary("ADD", x, self._norm(self._linear(attended, layer.output), layer.attention_end_norm))
         inner = self._linear(self._norm(x, layer.feed_forward_norm), layer.gate_up)
-        block = [1, count, shape.inner_width]
-        gate, up = graph.slice(inner, [0, 0, 0], block), graph.slice(inner, [0, 0, shape.inner_width], block)
+        gate, up = graph.halves(inner)
         gate = graph.op("GELU", [gate], gate.shape, "GeluOptions", approximate=True)
         down = self._linear(graph.binary("MUL", gate, up), layer.down)
         return graph.binary("ADD", x, self._norm(down, layer.feed_forward_end_norm))
@@ -239,9 +238,7 @@ class _Step:
     def _rotate(self, x: Tensor, angles: tuple[Tensor, Tensor]) -> Tensor:
         """Turn each pair (i, i + half) by its position's angle; the sine carries the sign."""
         graph = self.graph
-        half = x.shape[-1] // 2
-        block = [*x.shape[:-1], half]
-        left, right = graph.slice(x, [0, 0, 0, 0], block), graph.slice(x, [0, 0, 0, half], block)
+        left, right = graph.halves(x)
         swapped = graph.concat([right, left], 3)
         return graph.binary("ADD", graph.binary("MUL", x, angles[0]), graph.binary("MUL", swapped, angles[1]))
 
