@@ -278,17 +278,12 @@ class GrammarCompiler:
             self._kept.move_to_end(form)
             return self._kept[form]
         library = _library(form.kind)
+        if self._tokenizer is None and not _names_tokens(form):
+            # A large vocabulary takes seconds to lay out: what is wrong with a form is told before.
+            _make_ready(library, form, library.LLTokenizer("byte"))
         tokenizer = self._open_tokenizer(library, form.kind)
         started = time.perf_counter()
-        matcher = library.LLMatcher(
-            tokenizer, to_grammar(library, form), log_level=0, limits=library.LLParserLimits(**_LIMITS)
-        )
-        if matcher.is_error():
-            raise ConstraintError(
-                f"{NAMES[form.kind]} cannot be followed: {first_line(matcher.get_error())}", kind=form.kind
-            )
-        grammar = Grammar(form, matcher, tokenizer, self._tokens)
-        grammar.prove()
+        grammar = _make_ready(library, form, tokenizer, self._tokens)
         self.compile_s = time.perf_counter() - started
         self._kept[form] = grammar
         if len(self._kept) > _KEPT_GRAMMARS:
@@ -305,6 +300,25 @@ class GrammarCompiler:
                 ) from error
             self._tokens = TokenBytes(library, self._tokenizer)
         return self._tokenizer
+
+
+def _names_tokens(form: AnswerForm) -> bool:
+    """Whether a grammar may name special tokens, which only the vocabulary knows: ``<eos>``."""
+    return form.kind == "grammar" and "<" in form.text
+
+
+def _make_ready(library: Any, form: AnswerForm, tokenizer: Any, tokens: TokenBytes | None = None) -> Grammar:
+    """`form` for `tokenizer`, found possible."""
+    matcher = library.LLMatcher(
+        tokenizer, to_grammar(library, form), log_level=0, limits=library.LLParserLimits(**_LIMITS)
+    )
+    if matcher.is_error():
+        raise ConstraintError(
+            f"{NAMES[form.kind]} cannot be followed: {first_line(matcher.get_error())}", kind=form.kind
+        )
+    grammar = Grammar(form, matcher, tokenizer, tokens or TokenBytes(library, tokenizer))
+    grammar.prove()
+    return grammar
 
 
 def forms_here() -> tuple[AnswerFormKind, ...]:

@@ -3,7 +3,7 @@
 What is predicted is by how much the process grows until the golden vector is computed and the tokenizer loaded:
 
 * what of the graph's file stays mapped: weights that were packed are given back by ``CompiledModel``, and kept by the
-  ``Interpreter``;
+  ``Interpreter``; of a table only the rows come in that are looked up, and the system takes them back when it is short;
 * the weights in the order that the processor's kernels want: once where signatures share them, else once for each
   signature, and room to turn the largest of them;
 * intermediate results: for each signature the most that lives at one time;
@@ -15,7 +15,7 @@ The constants are measured on x86-64 with ai-edge-litert 2.3; a test holds the s
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from edgeslm.runtime.buckets import KV_PREFIX
@@ -23,6 +23,8 @@ from edgeslm.runtime.graph_facts import GraphFacts, SubgraphFacts
 
 _PACKED = frozenset({3, 4, 9, 67, 126})
 """Operations whose weights are packed: CONV_2D, DEPTHWISE_CONV_2D, FULLY_CONNECTED, TRANSPOSE_CONV, BATCH_MATMUL."""
+_LOOKED_UP = {36: 0, 7: 1}
+"""Operations that take rows of a table, and which input that is: GATHER, EMBEDDING_LOOKUP."""
 _PART_BYTES = 1_370
 """Kept by the runtime for each operation and each tensor: 3,000 additions in a row make 8.2 MB."""
 _COMPILED_BYTES = 29_000_000
@@ -91,9 +93,10 @@ def predict(graph: GraphFacts, tokenizer_bytes: int, *, in_place: bool) -> Memor
     once = sum(shared.values())
     parts = sum(len(subgraph.operations) + len(subgraph.tensors) for subgraph in graph.subgraphs)
     live = sum(_live_bytes(subgraph) for subgraph, _ in used)
+    stays = graph.size_bytes - _table_bytes([subgraph for subgraph, _ in used], frozenset(shared))
     library = _COMPILED_BYTES if in_place else _INTERPRETER_BYTES
     return MemoryNeed(
-        graph_bytes=max(graph.size_bytes - once, 0) if in_place else graph.size_bytes,
+        graph_bytes=max(stays - once, 0) if in_place else stays,
         packed_bytes=once if in_place else sum(sum(each.values()) for each in weights),
         arena_bytes=parts * _PART_BYTES + live + max(shared.values(), default=0),
         cache_bytes=longest if in_place else longest * (1 + 2 * len(used)),
@@ -118,6 +121,23 @@ def _weights(subgraph: SubgraphFacts) -> dict[int, int]:
                 if tensor is not None and tensor.constant is not None:
                     found[tensor.constant] = tensor.size_bytes
     return found
+
+
+def _table_bytes(used: Sequence[SubgraphFacts], packed: frozenset[int]) -> int:
+    """Size of the constants that nothing needs but operations that look rows up."""
+    tables: dict[int, int] = {}
+    others = set(packed)
+    for subgraph in used:
+        for operation in subgraph.operations:
+            for at, place in enumerate(operation.inputs):
+                tensor = subgraph.tensors[place] if place >= 0 else None
+                if tensor is None or tensor.constant is None:
+                    continue
+                if _LOOKED_UP.get(operation.code) == at:
+                    tables[tensor.constant] = tensor.size_bytes
+                else:
+                    others.add(tensor.constant)
+    return sum(size for number, size in tables.items() if number not in others)
 
 
 def _live_bytes(subgraph: SubgraphFacts) -> int:

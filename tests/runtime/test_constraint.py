@@ -340,6 +340,21 @@ def test_a_device_without_the_library_refuses_by_name(model, forms, monkeypatch)
     assert model.answer(COMMAND, Options()).data
 
 
+def test_a_form_that_cannot_be_followed_is_told_before_the_vocabulary_is_laid_out(forms):
+    with pytest.raises(ConstraintError, match="Unsatisfiable"):
+        forms.compile(AnswerForm("json_schema", '{"type":"integer","minimum":5,"maximum":3}'))
+    with pytest.raises(ConstraintError, match="no answer has the form"):
+        forms.compile(AnswerForm("regex", r"[^\s\S]"))
+    assert forms._tokenizer is None
+    assert forms.compile(AnswerForm("regex", "[0-9]{2}")).start().allowed().any()
+
+
+def test_the_first_form_may_name_a_token_that_only_the_vocabulary_knows(forms, model):
+    name = sorted(model._tokenizer.special_tokens())[0]
+    assert re.fullmatch(r"<.+>", name)
+    forms.compile(AnswerForm("grammar", f'start: "a" {name}'))
+
+
 def test_the_same_form_is_made_ready_once_and_old_ones_go(forms):
     first = forms.compile(AnswerForm("regex", "a+"))
     assert forms.compile(AnswerForm("regex", "a+")) is first
