@@ -105,9 +105,12 @@ class LoadedModel(Opened):
         self.threads = threads
         self._open_engine = open_engine
         with ThreadPoolExecutor(1, "tokenizer") as beside:
-            prompts = beside.submit(_open_prompts, installed, tokenizer)
+            try:
+                prompts = beside.submit(_open_prompts, installed, tokenizer).result
+            except RuntimeError:  # no memory for a thread: then what lacks it says so itself, or both find room in turn
+                prompts = partial(_open_prompts, installed, tokenizer)
             self._engine = open_engine(threads)
-            self._tokenizer, self._encoder, self._renderer = prompts.result()
+            self._tokenizer, self._encoder, self._renderer = prompts()
         self._forms = GrammarCompiler(self._tokenizer, manifest.stop_tokens)
         self._pace = Pace()
         self._earlier = EarlierAnswers()
