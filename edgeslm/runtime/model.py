@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import resource
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -104,11 +105,10 @@ class LoadedModel(Opened):
         self.graph = graph
         self.threads = threads
         self._open_engine = open_engine
+        open_prompts = partial(_open_prompts, installed, tokenizer)
         with ThreadPoolExecutor(1, "tokenizer") as beside:
-            try:
-                prompts = beside.submit(_open_prompts, installed, tokenizer).result
-            except RuntimeError:  # no memory for a thread: then what lacks it says so itself, or both find room in turn
-                prompts = partial(_open_prompts, installed, tokenizer)
+            # CPython waits for ever where a thread finds no memory to begin with, which happens under a limit only.
+            prompts = open_prompts if _memory_is_limited() else beside.submit(open_prompts).result
             self._engine = open_engine(threads)
             self._tokenizer, self._encoder, self._renderer = prompts()
         self._forms = GrammarCompiler(self._tokenizer, manifest.stop_tokens)
@@ -316,6 +316,12 @@ def _open_prompts(
     tokenizer = open_tokenizer(spec, installed.file(spec.file), manifest.prompt, manifest.stop_tokens)
     encoder = PromptEncoder(manifest.prompt, tokenizer, manifest.max_prompt_tokens)
     return tokenizer, encoder, PlainRenderer(encoder, tokenizer, manifest.stop_tokens)
+
+
+def _memory_is_limited() -> bool:
+    """Whether this process may find no memory; without such a limit the kernel gives it, or ends a process."""
+    limits = (resource.RLIMIT_AS, resource.RLIMIT_DATA)
+    return any(resource.getrlimit(limit)[0] != resource.RLIM_INFINITY for limit in limits)
 
 
 def parse_json(text: str) -> JsonValue:

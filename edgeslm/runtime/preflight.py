@@ -40,7 +40,9 @@ _MISSING = (
 """How TFLite names an operation that it does not have (``interpreter_builder.cc``, ``op_resolver.cc``)."""
 _NO_MEMORY = re.compile(
     r"bad_alloc|MemoryError|cannot allocate|memory allocation|failed to (?:allocate|mmap|map segment)|out of memory"
-    r"|returned NULL without setting an exc|with an exception set|error return without exception set",
+    r"|can't start new thread|mmap of [^\n]* failed with error '12'"
+    r"|returned NULL without setting an exc|with an exception set"
+    r"|error return without exception set",
     re.IGNORECASE,
 )
 """How libraries, the dynamic linker and CPython (``Objects/call.c``, where C code found none and did not say so) tell

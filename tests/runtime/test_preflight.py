@@ -180,15 +180,35 @@ def test_the_trial_may_take_no_more_private_memory_than_there_was(home_command: 
             preflight.judge(SUBJECT, end)
 
 
+def test_under_a_limit_a_model_loads_without_another_thread(home_command: InstalledPackage) -> None:
+    """Python never comes back from starting a thread that finds no memory to begin with."""
+    code = f"""
+import resource, threading
+from edgeslm.runtime.model import load_model
+from edgeslm.schema.installed import InstalledPackage
+from edgeslm.schema.package import Manifest
+from pathlib import Path
+resource.setrlimit(resource.RLIMIT_DATA, (4 << 30, resource.RLIM_INFINITY))
+def refused(thread):
+    raise AssertionError("a thread is started")
+threading.Thread.start = refused
+manifest = Manifest.model_validate_json({home_command.manifest.model_dump_json()!r})
+load_model(InstalledPackage(Path({str(home_command.directory)!r}), manifest, {home_command.sha256!r}))
+"""
+    subprocess.run([sys.executable, "-P", "-c", code], check=True, timeout=60)
+
+
 @pytest.mark.parametrize(
     "said",
     [
+        "RuntimeError: can't start new thread",
+        "ERROR: Mmap of '4' at offset '0' failed with error '12'.",
         "SystemError: <built-in function compute> returned NULL without setting an exception",
         "SystemError: <class 'map'> returned a result with an exception set",
         "SystemError: error return without exception set",
     ],
 )
-def test_what_cpython_says_where_c_code_found_no_memory_is_want_of_memory(said: str) -> None:
+def test_what_libraries_say_where_they_found_no_memory_is_want_of_memory(said: str) -> None:
     with pytest.raises(MemoryShortError, match="ran out of memory"):
         preflight.judge(SUBJECT, TrialEnd(0, 1.0, TrialSaid(fault="SystemError", message=said)))
     with pytest.raises(MemoryShortError, match="ran out of memory"):

@@ -89,6 +89,7 @@ def test_a_raspberry_pi_gets_its_device_tree_and_its_network_by_usb(boot_files: 
     assert value(words, "-M") == "raspi3b"
     assert value(words, "-dtb") == str(boot_files / "dtb")
     assert "usb-net,netdev=net0" in words
+    assert "file=/x/disk.img,format=raw,cache=writethrough,if=sd" in words, "a card takes no order to flush"
     assert "-rtc" not in words, "the board has no clock that lasts"
     assert "module_blacklist=bcm2835_wdt" in value(words, "-append").split(), (
         "QEMU's watchdog ends it when armed"
